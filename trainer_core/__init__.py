@@ -1,0 +1,92 @@
+"""trainer_core: a training loop for PyTorch that is a walk over a table, on a plugin bus.
+
+    from trainer_core import Trainer, TrainingArguments
+
+    trainer = Trainer(model=model, args=TrainingArguments("runs/first"), train_dataset=dataset)
+    trainer.train()
+
+Names are imported when they are first used: `import trainer_core` itself costs almost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from trainer_core.arguments import TrainingArguments as TrainingArguments
+    from trainer_core.best import best_metric_name as best_metric_name
+    from trainer_core.best import is_better as is_better
+    from trainer_core.cadence import Cadence as Cadence
+    from trainer_core.cadence import interval as interval
+    from trainer_core.callbacks import TrainerCallback as TrainerCallback
+    from trainer_core.callbacks import TrainerControl as TrainerControl
+    from trainer_core.collation import default_data_collator as default_data_collator
+    from trainer_core.errors import CheckpointError as CheckpointError
+    from trainer_core.errors import DataError as DataError
+    from trainer_core.errors import DistributedError as DistributedError
+    from trainer_core.errors import ModelError as ModelError
+    from trainer_core.errors import NonFiniteLossError as NonFiniteLossError
+    from trainer_core.errors import PluginError as PluginError
+    from trainer_core.errors import SettingsError as SettingsError
+    from trainer_core.errors import TrainerCoreError as TrainerCoreError
+    from trainer_core.errors import TransitionError as TransitionError
+    from trainer_core.evaluate import EvalPrediction as EvalPrediction
+    from trainer_core.evaluate import PredictionOutput as PredictionOutput
+    from trainer_core.hookspecs import hookimpl as hookimpl
+    from trainer_core.phases import Phase as Phase
+    from trainer_core.phases import Signal as Signal
+    from trainer_core.plan import Plan as Plan
+    from trainer_core.settings import Section as Section
+    from trainer_core.state import TrainerState as TrainerState
+    from trainer_core.trainer import Trainer as Trainer
+    from trainer_core.trainer import TrainOutput as TrainOutput
+    from trainer_core.weights import read_model as read_model
+
+__version__ = "0.1.0"
+
+_HOMES: Final = {
+    "Cadence": "cadence",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "DistributedError": "errors",
+    "EvalPrediction": "evaluate",
+    "ModelError": "errors",
+    "NonFiniteLossError": "errors",
+    "Phase": "phases",
+    "Plan": "plan",
+    "PluginError": "errors",
+    "PredictionOutput": "evaluate",
+    "Section": "settings",
+    "SettingsError": "errors",
+    "Signal": "phases",
+    "TrainOutput": "trainer",
+    "Trainer": "trainer",
+    "TrainerCallback": "callbacks",
+    "TrainerControl": "callbacks",
+    "TrainerCoreError": "errors",
+    "TrainerState": "state",
+    "TrainingArguments": "arguments",
+    "TransitionError": "errors",
+    "best_metric_name": "best",
+    "default_data_collator": "collation",
+    "hookimpl": "hookspecs",
+    "interval": "cadence",
+    "is_better": "best",
+    "read_model": "weights",
+}
+"""Public names and the module of each."""
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605 # the table above is the one list of names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,170 @@
+"""What the constructor of `Trainer` is put together from: arguments that are checked, plugins that are registered."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from trainer_core.arguments import TrainingArguments
+from trainer_core.callbacks import CallbackPlugin, adapt, is_callback
+from trainer_core.data import PaddingCollator, default_data_collator
+from trainer_core.discovery import installed_plugins
+from trainer_core.errors import ModelError, PluginError, SettingsError, did_you_mean
+from trainer_core.process import own_random_states
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+_REMEDIES: Final = {
+    "optimizer_cls_and_kwargs": "Pass optimizers=(optimizer, None), or override create_optimizer.",
+    "compute_loss_fn": "Its name here is compute_loss_func.",
+}
+
+
+def check_arguments(trainer: Trainer, given: Mapping[str, Any], others: dict[str, Any]) -> list[Any]:
+    """Checks the constructor's arguments and gives the callbacks that came as `callback=`.
+
+    Raises:
+        SettingsError: some are missing, unknown or contradict each other; all of them at once.
+    """
+    callbacks = others.pop("callback", None)
+    problems = [_unknown(type(trainer), name) for name in others]
+    problems += _problems_of_model(given["model"], given["model_init"])
+    if not isinstance(trainer.args, TrainingArguments):
+        problems.append(
+            f"args: must be TrainingArguments, got {type(trainer.args).__name__}. Pass trainer_core.TrainingArguments(...)."
+        )
+    elif trainer.args.eval_strategy != "no" and given["eval_dataset"] is None and not _overrides_eval_loader(trainer):
+        problems.append(
+            f"eval_dataset: is needed, eval_strategy is {trainer.args.eval_strategy!r}. Pass one, or set eval_strategy='no'."
+        )
+    if given["tokenizer"] is not None and given["processing_class"] is not None:
+        problems.append("processing_class: is tokenizer by its newer name. Pass one of the two.")
+    for name in ("compute_metrics", "data_collator", "preprocess_logits_for_metrics", "compute_loss_func"):
+        if given[name] is not None and not callable(given[name]):
+            problems.append(f"{name}: must be callable, got {type(given[name]).__name__}. Pass a function.")
+    problems += _problems_of_optimizers(given["optimizers"], given["model_init"])
+    if problems:
+        raise SettingsError(problems)
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+
+
+def new_model(trainer: Trainer) -> nn.Module:
+    """Gives a model of the user's `model_init`, made from the run's seed; the caller's random states stay.
+
+    Raises:
+        ModelError: it gives no module.
+    """
+    assert trainer.model_init is not None
+    with own_random_states(trainer.args.seed):
+        takes_trial = bool(inspect.signature(trainer.model_init).parameters)
+        model = trainer.model_init(None) if takes_trial else trainer.model_init()
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model_init: must return a torch.nn.Module, got {type(model).__name__}. Return the model.")
+    return model
+
+
+def default_collator(trainer: Trainer) -> Any:
+    """Gives the collator for a user who passed none: padding with a tokenizer, else stacking."""
+    tokenizer = trainer.processing_class
+    return PaddingCollator(tokenizer) if hasattr(tokenizer, "pad") else default_data_collator
+
+
+def register_plugins(trainer: Trainer, plugins: Iterable[object], callbacks: Iterable[Any]) -> None:
+    """Puts on the bus: installed plugins whose section is present, the user's plugins, the user's callbacks."""
+    blocked = trainer.args.block_plugins
+    for name, kind in installed_plugins(blocked).items():
+        section = trainer.args.section(name)
+        if section is not None:
+            trainer.bus.register(kind(section), name)
+    for plugin in plugins:
+        if isinstance(plugin, type):
+            raise PluginError(f"plugins: {plugin.__name__} is a class. Pass an instance, made with its settings.")
+        trainer.bus.register(plugin, free_name(trainer, str(getattr(plugin, "name", type(plugin).__name__))))
+    for callback in callbacks:
+        add_callback(trainer, callback)
+    trainer.bus.compile()
+
+
+def add_callback(trainer: Trainer, callback: Any) -> None:
+    """Puts a callback (class or instance), or any object with hooks, on the bus."""
+    kind = callback if isinstance(callback, type) else type(callback)
+    name = free_name(trainer, kind.__name__)
+    trainer.bus.register(adapt(callback, name), name)
+
+
+def pop_callback(trainer: Trainer, wanted: Any) -> Any:
+    """Takes the first callback that is `wanted` (name, class or instance) off the bus and gives it, or None."""
+    for name, member in list(trainer.bus.members.items()):
+        plugin = member.plugin
+        own = plugin.callback if isinstance(plugin, CallbackPlugin) else plugin
+        if name == wanted or own is wanted or (isinstance(wanted, type) and type(own) is wanted):
+            trainer.bus.unregister(name)
+            return own
+    return None
+
+
+def free_name(trainer: Trainer, name: str) -> str:
+    """Gives `name`, with a number behind it where it is taken."""
+    names = trainer.bus.members
+    number = 2
+    free = name
+    while free in names:
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def check_train_arguments(others: Mapping[str, Any]) -> None:
+    """Refuses arguments that `train` does not have."""
+    if others:
+        known = ["resume_from_checkpoint"]
+        raise SettingsError(
+            [f"train: unknown argument {name!r}.{did_you_mean(name, known)} It takes {known[0]}." for name in others]
+        )
+
+
+def _unknown(kind: type, name: str) -> str:
+    known = [parameter for parameter in inspect.signature(kind.__init__).parameters if parameter != "self"]
+    if name in TrainingArguments.model_fields:
+        return f"{name}: is a setting, not an argument of {kind.__name__}. Pass it to TrainingArguments."
+    remedy = _REMEDIES.get(name, f"Arguments are {', '.join(known)}.")
+    return f"{name}: is no argument of {kind.__name__}.{did_you_mean(name, known)} {remedy}"
+
+
+def _problems_of_model(model: Any, model_init: Any) -> list[str]:
+    if model is None and model_init is None:
+        return ["model: is missing. Pass a torch.nn.Module as model, or a function that makes one as model_init."]
+    if model is not None and model_init is not None:
+        return ["model_init: contradicts model. Pass one of the two."]
+    if model is not None and not isinstance(model, nn.Module):
+        return [f"model: must be a torch.nn.Module, got {type(model).__name__}. Pass the module itself."]
+    if model_init is not None and not callable(model_init):
+        return [f"model_init: must be callable, got {type(model_init).__name__}. Pass a function that makes the model."]
+    return []
+
+
+def _problems_of_optimizers(optimizers: Any, model_init: Any) -> list[str]:
+    if not isinstance(optimizers, tuple | list) or len(optimizers) != 2:
+        return ["optimizers: must be (optimizer, scheduler). Pass (optimizer, None) to have the scheduler made."]
+    optimizer, scheduler = optimizers
+    problems = []
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        problems.append(f"optimizers: the first must be a torch optimizer, got {type(optimizer).__name__}. Pass one, or None.")
+    if scheduler is not None and not hasattr(scheduler, "step"):
+        problems.append(f"optimizers: the second must be a scheduler, got {type(scheduler).__name__}. Pass one, or None.")
+    if optimizer is not None and model_init is not None:
+        problems.append("optimizers: hold parameters of a model that model_init makes anew. Override create_optimizer.")
+    return problems
+
+
+def _overrides_eval_loader(trainer: Trainer) -> bool:
+    return trainer.overrides("get_eval_dataloader") or trainer.overrides("evaluate")
+
+
+__all__ = ["add_callback", "check_arguments", "is_callback", "pop_callback", "register_plugins"]

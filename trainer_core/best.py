@@ -1,0 +1,62 @@
+"""The best evaluation so far, by the metric that the settings name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainer_core.errors import SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+logger = logging.getLogger("trainer_core.best")
+
+
+def best_metric_name(trainer: Trainer) -> str:
+    """Gives the full name of the metric that decides, `eval_loss` unless the settings say otherwise."""
+    name = trainer.args.metric_for_best_model or "loss"
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def is_better(trainer: Trainer, value: float, than: float | None) -> bool:
+    """Tells whether `value` is strictly better; NaN never is, and anything is better than None."""
+    if math.isnan(value):
+        return False
+    if than is None:
+        return True
+    return value > than if trainer.args.greater_is_better else value < than
+
+
+def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Takes an evaluation into account: the best metric so far, and a schedule that waits for it."""
+    name, state = best_metric_name(trainer), trainer.state
+    if name not in metrics:
+        if trainer.args.metric_for_best_model is not None:
+            raise SettingsError([missing_metric(trainer, list(metrics))])
+        return
+    value = float(metrics[name])
+    if math.isnan(value):
+        logger.warning("step %d: %s is NaN and counts as no improvement.", state.global_step, name)
+    if is_better(trainer, value, state.best_metric):
+        state.best_metric, state.best_global_step = value, state.global_step
+    on_metric = getattr(trainer.lr_scheduler, "on_metric", None)
+    if on_metric is not None:
+        on_metric(value)
+    elif trainer.waits_for_metric:
+        trainer.lr_scheduler.step(value)
+
+
+def missing_metric(trainer: Trainer, known: list[str]) -> str:
+    """Says that no evaluation gives the metric that decides."""
+    wanted = trainer.args.metric_for_best_model or "loss"
+    numbers = [name.removeprefix("eval_") for name in known if name not in _NO_METRICS]
+    return (
+        f"metric_for_best_model: no evaluation gives this metric, got {wanted!r}.{did_you_mean(wanted, numbers)} "
+        f"Evaluations give {', '.join(numbers) or 'no metric'}; compute it in compute_metrics or name one of these."
+    )
+
+
+_NO_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")

@@ -1,0 +1,179 @@
+"""Callbacks in the guide's form, on the bus.
+
+A `TrainerCallback` has methods named after events, each called as `event(args, state, control, **context)`. It asks
+for things by setting flags of `control`, or by returning a mapping of flags; they become requests with the callback
+as author. Callbacks written for transformers work as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer_core.errors import PluginError, did_you_mean
+from trainer_core.phases import Signal
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+EVENTS: Final = (
+    "on_init_end",
+    "on_train_begin",
+    "on_train_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_step_begin",
+    "on_substep_end",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_step_end",
+    "on_evaluate",
+    "on_predict",
+    "on_save",
+    "on_log",
+    "on_prediction_step",
+)
+
+
+@dataclass
+class TrainerControl:
+    """Flags by which callbacks ask for things; each is lowered when it was read."""
+
+    should_training_stop: bool = False
+    should_epoch_stop: bool = False
+    should_save: bool = False
+    should_evaluate: bool = False
+    should_log: bool = False
+
+
+class TrainerCallback:
+    """Base of callbacks; override the events of `EVENTS` that matter.
+
+    Every event is called with `args`, `state`, `control` and, by keyword, `model`, `tokenizer`, `processing_class`,
+    `optimizer`, `lr_scheduler`, `train_dataloader`, `eval_dataloader`, and `metrics` or `logs` where they belong. It may
+    return nothing, the control, or a mapping of control flags.
+    """
+
+
+def _nothing(self: TrainerCallback, args: Any, state: Any, control: TrainerControl, **context: Any) -> None:
+    """Does nothing; an event that is not overridden is never called."""
+
+
+for _event in EVENTS:
+    setattr(TrainerCallback, _event, _nothing)
+
+_SIGNALS: Final = {
+    "should_training_stop": Signal.STOP,
+    "should_epoch_stop": Signal.EPOCH_END,
+    "should_save": Signal.SAVE,
+    "should_evaluate": Signal.EVAL,
+}
+
+
+def is_callback(candidate: object) -> bool:
+    """Tells whether `candidate` is a callback in the guide's form: ours, or one written for transformers."""
+    kind = candidate if isinstance(candidate, type) else type(candidate)
+    return any(base.__name__ == "TrainerCallback" for base in kind.__mro__)
+
+
+class CallbackPlugin:
+    """A callback as a plugin: its overridden events are hooks, its flags are requests.
+
+    Args:
+        callback: the object in the guide's form.
+        name: on the bus, and author of its requests.
+    """
+
+    critical = True
+
+    def __init__(self, callback: object, name: str) -> None:
+        self.callback = callback
+        self.name = name
+        for event in EVENTS:
+            function = getattr(callback, event, None)
+            if function is not None and not _is_inherited(callback, event):
+                setattr(self, event, self._hook(event, function))
+        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+            self.state_dict = callback.state_dict
+            self.load_state_dict = callback.load_state_dict
+
+    def _hook(self, event: str, function: Callable[..., Any]) -> Callable[..., None]:
+        def with_metrics(trainer: Trainer, metrics: Any) -> None:
+            self._call(trainer, event, function, metrics=metrics)
+
+        def with_logs(trainer: Trainer, logs: Any) -> None:
+            self._call(trainer, event, function, logs=dict(logs))
+
+        def plain(trainer: Trainer) -> None:
+            self._call(trainer, event, function)
+
+        if event in ("on_evaluate", "on_predict"):
+            return with_metrics
+        return with_logs if event == "on_log" else plain
+
+    def _call(self, trainer: Trainer, event: str, function: Callable[..., Any], **more: Any) -> None:
+        control = trainer.control
+        answer = function(trainer.args, trainer.state, control, **trainer.callback_context(), **more)
+        if answer is not None and answer is not control:
+            self._take(control, answer, event)
+        self._request(trainer, control, event)
+
+    def _take(self, control: TrainerControl, answer: object, event: str) -> None:
+        """Copies the flags that a callback returned into the trainer's control."""
+        known = [field.name for field in fields(TrainerControl)]
+        if isinstance(answer, Mapping):
+            for flag, value in answer.items():
+                if flag not in known:
+                    raise PluginError(
+                        f"callback {self.name!r}, {event}: returned the flag {flag!r}.{did_you_mean(str(flag), known)} "
+                        f"Flags are {', '.join(known)}."
+                    )
+                setattr(control, flag, bool(value))
+        elif all(hasattr(answer, flag) for flag in known):
+            for flag in known:
+                setattr(control, flag, bool(getattr(answer, flag)))
+        else:
+            raise PluginError(
+                f"callback {self.name!r}, {event}: returned {type(answer).__name__}. "
+                f"Return nothing, the control, or a mapping of its flags."
+            )
+
+    def _request(self, trainer: Trainer, control: TrainerControl, event: str) -> None:
+        """Turns raised flags into requests and lowers them."""
+        for flag, signal in _SIGNALS.items():
+            if getattr(control, flag):
+                setattr(control, flag, False)
+                if trainer.is_in_train:
+                    trainer.request(signal, by=self.name, why=f"{flag} in {event}")
+        if control.should_log:
+            control.should_log = False
+            if trainer.is_in_train:
+                trainer.log_training_row()
+
+
+def adapt(candidate: object, name: str) -> object:
+    """Gives a plugin for a callback (class or instance) or for any object with hook methods."""
+    instance = candidate() if isinstance(candidate, type) else candidate
+    if is_callback(instance):
+        return CallbackPlugin(instance, name)
+    if not any(attribute in _hook_names() for attribute in dir(instance)):
+        raise PluginError(
+            f"callbacks: {name!r} is no callback and has no hook, got {type(instance).__name__}. "
+            f"Pass a TrainerCallback (class or instance) or an object with methods named like hooks."
+        )
+    return instance
+
+
+def _hook_names() -> set[str]:
+    from trainer_core import hookspecs
+
+    return {name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
+
+
+def _is_inherited(callback: object, event: str) -> bool:
+    """Tells whether an event comes from a base called TrainerCallback, where it does nothing."""
+    if event in vars(callback):
+        return False
+    owner = next((base for base in type(callback).__mro__ if event in vars(base)), None)
+    return owner is None or owner.__name__ == "TrainerCallback"

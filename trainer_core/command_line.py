@@ -1,0 +1,238 @@
+"""Reads options from a command line; `--help` shows them by group and by plugin.
+
+pydantic-settings names the flags and writes their help; argparse splits the line. What a flag's text means is
+read as for every other source, so that a wrong value is told together with all other mistakes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource
+
+from trainer_core import names
+from trainer_core.conversion import takes_bool, takes_list
+from trainer_core.errors import SettingsError
+from trainer_core.merging import Layer
+from trainer_core.options import Options
+from trainer_core.settings import Given
+from trainer_core.vocabulary import CORE, Place, Vocabulary
+
+SOURCE: Final = "command line"
+_NO_VALUE: Final = "\0"
+"""Stands for a flag without a value, for argparse would end the program at it."""
+_NEGATIVE: Final = re.compile(r"-(\d|\.\d|inf|nan)")
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """An option as the command line names it."""
+
+    name: str
+    place: Place
+    field: FieldInfo
+
+
+def read_command_line(words: Vocabulary, argv: Sequence[str] | None) -> tuple[list[str], Layer]:
+    """Gives the files named with `--config` and the layer of all other options.
+
+    Raises:
+        SettingsError: the line cannot be split into options.
+        SystemExit: `--help` was printed.
+    """
+    line = list(_joined(sys.argv[1:] if argv is None else argv))
+    found, rest = _build_parser(words).parse_known_args(line)
+    values: dict[str, Any] = vars(found)
+    files = [file for file in values.pop("config") if file != _NO_VALUE]
+    given = [*values.items(), *_unknown(rest)]
+    problems = [
+        f"{name}: needs a value on the command line. Write --{name} VALUE."
+        for name, value in given
+        if value == _NO_VALUE
+    ]
+    stray = [f"command line: belongs to no option, got {token!r}. Write --option VALUE." for token in _stray(rest)]
+    entries = [Given(value, SOURCE, name) for name, value in given if value != _NO_VALUE]
+    return files, Layer(entries, "text", [*problems, *stray])
+
+
+def _joined(argv: Sequence[str]) -> Iterator[str]:
+    """Joins a flag and a negative number, which argparse would take for a flag of its own."""
+    flag = ""
+    for token in argv:
+        if flag and _NEGATIVE.match(token):
+            yield f"{flag}={token}"
+            flag = ""
+            continue
+        if flag:
+            yield flag
+        flag = token if token.startswith("--") and "=" not in token and token != "--" else ""
+        if not flag:
+            yield token
+    if flag:
+        yield flag
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError([f"command line: {message}. See --help."])
+
+
+def _build_parser(words: Vocabulary) -> argparse.ArgumentParser:
+    parser = _Parser(
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+        usage="%(prog)s [--option VALUE ...]",
+        epilog="Hyphens may stand for underscores (--learning-rate); --no-OPTION says false; null says None.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", nargs="?", const=_NO_VALUE, default=[],
+        help="Settings file (YAML, TOML, JSON); may be given again, the last wins.",
+    )  # fmt: skip
+    flags = {flag.name: flag for flag in _flags(words)}
+    hidden = parser.add_argument_group()
+    groups = _help_groups(parser, hidden, words)
+
+    def add_argument(target: argparse.ArgumentParser, *_: str, **options: Any) -> None:
+        flag = flags[options["dest"]]
+        group = flag.place.section or words.group_of(flag.place.field)
+        _add_option(groups[group], hidden, flag, options)
+
+    # The arguments of the source are added as it is built; nothing is parsed by it.
+    CliSettingsSource(_settings_model(flags.values()), root_parser=parser, add_argument_method=add_argument)
+    for alias, target in [*((alias, entry.field) for alias, entry in names.ALIASES.items()), *words.aliases.items()]:
+        _add_alias(hidden, words, alias, target)
+    return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Shows a value without the brackets of an optional one: only the parser must take a flag without it."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        metavar = action.metavar if isinstance(action.metavar, str) else default_metavar
+        return f"{metavar} ..." if action.nargs == "*" else metavar
+
+
+def _flags(words: Vocabulary) -> Iterator[_Flag]:
+    for section in (CORE, *words.sections):
+        for name, field in words.model(section).model_fields.items():
+            place = Place(section, name)
+            yield _Flag(words.flat_name(place) or str(place), place, field)
+
+
+def _settings_model(flags: Iterable[_Flag]) -> type[BaseSettings]:
+    """Gives a model with a field for each flag; only pydantic-settings reads it, for names, types and help."""
+    fields: dict[str, Any] = {
+        f"option_{index}": (
+            str if _holds_model(flag.field.annotation) else flag.field.annotation,
+            Field(
+                default=_shown_default(flag.field),
+                description=flag.field.description,
+                validation_alias=flag.name,
+            ),
+        )
+        for index, flag in enumerate(flags)
+    }
+    return create_model("CommandLine", __base__=BaseSettings, **fields)
+
+
+def _shown_default(field: FieldInfo) -> Any:
+    return ... if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _holds_model(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_holds_model(inner) for inner in getattr(annotation, "__args__", ()))
+
+
+def _help_groups(parser: argparse.ArgumentParser, hidden: Any, words: Vocabulary) -> dict[str, Any]:
+    summaries = {vars(kind)["group"]: _first_line(kind) for kind in Options.__subclasses__() if "group" in vars(kind)}
+    groups = {name: parser.add_argument_group(name, summaries.get(name)) for name in words.groups}
+    for name, section in words.sections.items():
+        state = "on by default" if section.on_by_default else "off by default"
+        groups[name] = parser.add_argument_group(f"plugin {name}", f"{_first_line(section)} ({state})")
+        about = f"Turns the plugin on; --no-{name} turns it off."
+        groups[name].add_argument(f"--{name}", **_bool_flag(name), help=about)
+        _add_others(hidden, name, bool)
+    for flat, name in words.switches.items():
+        if flat not in words.flat and flat not in words.sections:
+            groups[name].add_argument(f"--{flat}", **_bool_flag(flat), help="Turns the plugin on.")
+            _add_others(hidden, flat, bool)
+    return groups
+
+
+def _first_line(kind: type[BaseModel]) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0].replace("%", "%%")
+
+
+def _bool_flag(dest: str) -> dict[str, Any]:
+    return {"dest": dest, "nargs": "?", "const": "true", "default": argparse.SUPPRESS, "metavar": "true|false"}
+
+
+def _shape(name: str, annotation: Any) -> dict[str, Any]:
+    """Gives how many values a flag takes; none is never argparse's business to complain about."""
+    if takes_bool(annotation):
+        return _bool_flag(name)
+    if takes_list(annotation):
+        return {"dest": name, "nargs": "*", "default": argparse.SUPPRESS}
+    return {"dest": name, "nargs": "?", "const": _NO_VALUE, "default": argparse.SUPPRESS}
+
+
+def _add_option(group: Any, hidden: Any, flag: _Flag, options: dict[str, Any]) -> None:
+    annotation = flag.field.annotation
+    shape = _shape(flag.name, annotation)
+    metavar = "VALUE" if takes_list(annotation) else "JSON" if "dict[" in options["metavar"] else options["metavar"]
+    group.add_argument(f"--{flag.name}", **{"metavar": metavar, **shape}, help=options["help"])
+    _add_others(hidden, flag.name, annotation)
+    if (dotted := str(flag.place)) != flag.name:  # the flat name is shown, the nested one works as well
+        hidden.add_argument(f"--{dotted}", **_shape(dotted, annotation), help=argparse.SUPPRESS)
+        _add_others(hidden, dotted, annotation)
+
+
+def _add_others(hidden: Any, name: str, annotation: Any) -> None:
+    """Adds a flag's form with hyphens and, of a bool, the forms that say false."""
+    hyphens = name.replace("_", "-")
+    if hyphens != name:
+        hidden.add_argument(f"--{hyphens}", **_shape(name, annotation), help=argparse.SUPPRESS)
+    if takes_bool(annotation):
+        flags = dict.fromkeys((f"--no-{hyphens}", f"--no_{name}", f"--no-{name}"))
+        wanted = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        hidden.add_argument(*flags, dest=name, **wanted)
+
+
+def _add_alias(hidden: Any, words: Vocabulary, alias: str, target: str) -> None:
+    entry = names.ALIASES.get(alias)
+    place = Place(CORE, target) if entry is not None else words.flat.get(target)
+    is_flag = place is None or (entry is not None and entry.write is not None)
+    annotation = bool if is_flag or place is None else words.field(place).annotation
+    hidden.add_argument(f"--{alias}", **_shape(alias, annotation), help=argparse.SUPPRESS)
+    _add_others(hidden, alias, annotation)
+
+
+def _unknown(rest: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Gives flags that nothing declared, with their values, for the message that names what was meant."""
+    for index, token in enumerate(rest):
+        if not token.startswith("--") or token == "--":
+            continue
+        name, has_value, value = token.removeprefix("--").partition("=")
+        following = rest[index + 1 :]
+        if not has_value:
+            value = following[0] if following and not following[0].startswith("--") else "true"
+        yield name.replace("-", "_"), value
+
+
+def _stray(rest: Sequence[str]) -> Iterator[str]:
+    """Gives words that belong to no flag."""
+    may_be_value = False
+    for token in rest:
+        is_flag = token.startswith("-")
+        if not is_flag and not may_be_value:
+            yield token
+        may_be_value = is_flag and "=" not in token

@@ -1,0 +1,215 @@
+"""Dataloaders of a run.
+
+    dataset ── columns ── fetching or streaming (with collation, under seeding) ── DataLoader ── reading ── the loop
+                               sampling ─┘
+
+A loader is a plain torch DataLoader whose dataset gives whole batches; the loop reads it through `stream`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from trainer_core.batches import batch_size_of, count_targets, split_batch, to_device
+from trainer_core.collation import Collate, PaddingCollator, default_data_collator
+from trainer_core.columns import ModelColumns, drop_unused_columns, model_columns, sample_lengths
+from trainer_core.errors import DataError
+from trainer_core.fetching import BatchFetcher, as_it_is
+from trainer_core.reading import BatchStream, dead_worker, stream
+from trainer_core.sampling import EpochOrder, EvalOrder, eval_rows, restore_order
+from trainer_core.seeding import Lending, Purpose, mix
+from trainer_core.streaming import SampleStream
+
+if TYPE_CHECKING:
+    from trainer_core.arguments import TrainingArguments
+
+__all__ = [
+    "BatchStream",
+    "PaddingCollator",
+    "batch_size_of",
+    "build_eval_loader",
+    "build_train_loader",
+    "count_targets",
+    "dead_worker",
+    "default_data_collator",
+    "drop_unused_columns",
+    "eval_rows",
+    "model_columns",
+    "restore_order",
+    "split_batch",
+    "stream",
+    "to_device",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+def build_train_loader(
+    dataset: Any,
+    collate: Collate,
+    args: TrainingArguments,
+    *,
+    device: torch.device,
+    world_size: int = 1,
+    rank: int = 0,
+    columns: ModelColumns | None = None,
+) -> DataLoader[Any]:
+    """Builds the loader of this rank's training micro-batches.
+
+    Args:
+        dataset: Map-style, or iterable.
+        collate: Makes a batch of samples.
+        args: The settings.
+        device: Where training happens; memory is pinned for an accelerator only.
+        world_size: Ranks that share the dataset.
+        rank: This rank.
+        columns: What the model takes; other columns are dropped unless `remove_unused_columns` is off.
+
+    Raises:
+        DataError: The dataset is empty, cannot be indexed or measured, or has no column that the model takes.
+    """
+    grouped = args.train_sampling_strategy == "group_by_length"
+    if _is_stream(dataset):
+        if grouped:
+            raise DataError(
+                "train_sampling_strategy: group_by_length needs a dataset with a length, got "
+                f"{type(dataset).__name__}. Use 'random'."
+            )
+        return _stream_loader(dataset, collate, args, device, world_size, rank, columns, training=True)
+    length = _length(dataset, "train_dataset")
+    lengths = _measured(dataset, args.length_column_name) if grouped and length else None
+    order = EpochOrder(
+        length,
+        batch_size=args.per_device_train_batch_size,
+        seed=_seed(args),
+        strategy=args.train_sampling_strategy,
+        lengths=lengths,
+        world_size=world_size,
+        rank=rank,
+        drop_last=args.dataloader_drop_last,
+    )
+    dataset, collate = _without_unused(dataset, collate, args, columns, training=True)
+    return _map_loader(BatchFetcher(dataset, collate, seed=_seed(args), rank=rank), order, args, device)
+
+
+def build_eval_loader(
+    dataset: Any,
+    collate: Collate,
+    args: TrainingArguments,
+    *,
+    device: torch.device,
+    world_size: int = 1,
+    rank: int = 0,
+    columns: ModelColumns | None = None,
+) -> DataLoader[Any]:
+    """Builds the loader of the rows that this rank evaluates: all of them, once, in sequence.
+
+    They are `sampling.eval_rows`; of a dataset without a length, every `world_size`-th row from row `rank` on.
+
+    Raises:
+        DataError: The dataset is empty, cannot be indexed, or has no column that the model takes.
+    """
+    if _is_stream(dataset):
+        return _stream_loader(dataset, collate, args, device, world_size, rank, columns, training=False)
+    length = _length(dataset, "eval_dataset")
+    if length == 0:
+        raise DataError("eval_dataset: has no samples, got length 0. Pass a dataset with at least one.")
+    order = EvalOrder(eval_rows(length, world_size, rank), args.per_device_eval_batch_size)
+    dataset, collate = _without_unused(dataset, collate, args, columns, training=False)
+    fetcher = BatchFetcher(dataset, collate, seed=_seed(args), rank=rank, training=False)
+    return _map_loader(fetcher, order, args, device)
+
+
+def _stream_loader(
+    dataset: Any,
+    collate: Collate,
+    args: TrainingArguments,
+    device: torch.device,
+    world_size: int,
+    rank: int,
+    columns: ModelColumns | None,
+    *,
+    training: bool,
+) -> DataLoader[Any]:
+    dataset, collate = _without_unused(dataset, collate, args, columns, training=training)
+    batches = SampleStream(
+        dataset,
+        collate,
+        batch_size=args.per_device_train_batch_size if training else args.per_device_eval_batch_size,
+        seed=_seed(args),
+        world_size=world_size,
+        rank=rank,
+        drop_last=args.dataloader_drop_last and training,
+        training=training,
+    )
+    workers = min(args.dataloader_num_workers, 1)
+    if workers < args.dataloader_num_workers:
+        _logger.warning(
+            "dataloader_num_workers: a dataset without a length is read by 1 worker, got %d. More would change its "
+            "order or read it several times over.",
+            args.dataloader_num_workers,
+        )
+    return DataLoader(batches, batch_size=None, collate_fn=as_it_is, **_loader_options(args, device, workers))
+
+
+def _map_loader(
+    fetcher: BatchFetcher, order: EpochOrder | EvalOrder, args: TrainingArguments, device: torch.device
+) -> DataLoader[Any]:
+    options = _loader_options(args, device, args.dataloader_num_workers)
+    return DataLoader(fetcher, batch_sampler=order, collate_fn=as_it_is, **options)
+
+
+def _loader_options(args: TrainingArguments, device: torch.device, workers: int) -> dict[str, Any]:
+    # a generator of its own: without one, every iterator draws its workers' seed from the run's random state
+    options: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": args.dataloader_pin_memory and device.type != "cpu",
+        "generator": torch.Generator().manual_seed(mix(_seed(args), Purpose.LOADER)),
+    }
+    if workers:
+        options["persistent_workers"] = args.dataloader_persistent_workers
+        options["prefetch_factor"] = args.dataloader_prefetch_factor
+        options["multiprocessing_context"] = args.dataloader_multiprocessing_context
+    return options
+
+
+def _without_unused(
+    dataset: Any, collate: Collate, args: TrainingArguments, columns: ModelColumns | None, *, training: bool
+) -> tuple[Any, Collate]:
+    if columns is None or not args.remove_unused_columns:
+        return dataset, collate
+    return drop_unused_columns(dataset, collate, columns, "training" if training else "evaluation")
+
+
+def _is_stream(dataset: Any) -> bool:
+    return isinstance(dataset, IterableDataset) or (
+        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
+
+
+def _length(dataset: Any, name: str) -> int:
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{name}: needs __getitem__ and __len__, or __iter__, got {type(dataset).__name__}. "
+            "Give it these methods, or make it a torch IterableDataset."
+        )
+    return len(dataset)
+
+
+def _measured(dataset: Any, length_column: str | None) -> list[int]:
+    """Reads the length of every sample; whatever the dataset draws meanwhile, the run's random states stay."""
+    lending = Lending(seed_all=True)
+    lending.hold()
+    try:
+        lending.seed(0)
+        return sample_lengths(dataset, length_column)
+    finally:
+        lending.release()
+
+
+def _seed(args: TrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed

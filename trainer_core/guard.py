@@ -1,0 +1,102 @@
+"""What happens when a loss is NaN or infinite: it is said, and the weights are not touched.
+
+On the CPU the loss of a micro-batch is read at once. On an accelerator nothing waits for the device: the verdict
+stays there as the `found_inf` of a fused optimizer, which then passes over the update, and is read by the host
+when a row is logged, before an evaluation or a save, and at the end. With the policy "stop" the verdict sticks, so that no later
+update is made before the host has read it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from trainer_core.errors import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from trainer_core.ranks import Ranks
+
+logger = logging.getLogger("trainer_core.guard")
+
+NanPolicy = Literal["stop", "skip", "ignore"]
+
+
+class Guard:
+    """Judges the loss of each update.
+
+    Args:
+        policy: "stop" raises, "skip" passes over the update, "ignore" does nothing.
+        optimizer: is told the verdict where it can act on it by itself.
+        ranks: all of them come to one verdict.
+        reads_now: read each loss on the host; without it the verdict stays on the device.
+    """
+
+    def __init__(self, policy: NanPolicy, optimizer: torch.optim.Optimizer, ranks: Ranks, *, reads_now: bool) -> None:
+        self.policy = policy
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.is_on = policy != "ignore"
+        self.reads_now = reads_now
+        self.num_skipped = 0
+        self._verdict = torch.zeros((), device=ranks.device)
+        self._first_bad_step = torch.full((), math.inf, device=ranks.device)
+
+    def passes(self, loss: float | torch.Tensor, step: int) -> bool:
+        """Tells whether update `step`, whose loss on this rank is `loss`, may touch the weights.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite on some rank and the policy is "stop".
+        """
+        if not self.reads_now:
+            self._judge_on_device(torch.as_tensor(loss), step)
+            return True
+        is_bad = not math.isfinite(loss)
+        if self.ranks.world_size > 1:
+            is_bad = bool(self.ranks.max(torch.tensor(float(is_bad), device=self.ranks.device)).item())
+        if is_bad:
+            self._report(step, float(loss))
+        return not is_bad
+
+    def settle(self) -> None:
+        """Reads a verdict that was left on the device.
+
+        Raises:
+            NonFiniteLossError: an update since the last call had a loss that is not finite, and the policy is "stop".
+        """
+        if self.reads_now or not self.is_on:
+            return
+        first_bad_step = float(self._first_bad_step.item())
+        if math.isfinite(first_bad_step):
+            self._first_bad_step.fill_(math.inf)
+            self._report(int(first_bad_step), math.nan)
+
+    def release(self) -> None:
+        """Takes the verdict off the optimizer."""
+        if not self.reads_now and hasattr(self.optimizer, "found_inf"):
+            del self.optimizer.found_inf
+
+    def _judge_on_device(self, loss: torch.Tensor, step: int) -> None:
+        is_bad = self.ranks.max((~torch.isfinite(loss.detach())).to(torch.float32))
+        self._verdict = torch.maximum(self._verdict, is_bad) if self.policy == "stop" else is_bad
+        here = torch.where(is_bad > 0, float(step), math.inf)
+        self._first_bad_step = torch.minimum(self._first_bad_step, here)
+        self.optimizer.found_inf = self._verdict  # type: ignore[attr-defined] # torch's protocol with GradScaler
+
+    def _report(self, step: int, loss: float) -> None:
+        if self.policy == "skip":
+            self.num_skipped += 1
+            logger.warning("step %d: the loss is %s; the update is skipped (nan_policy='skip').", step, loss)
+            return
+        raise NonFiniteLossError(
+            f"step {step}: the loss is not finite, got {loss}. The weights are still those of step {step - 1}. "
+            f"Lower learning_rate, look at the batch of that step, or set nan_policy to 'skip' or 'ignore'."
+        )
+
+
+def can_judge_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Tells whether the optimizer passes over an update by itself when its `found_inf` is set on `device`."""
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    return device.type != "cpu" and is_fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))

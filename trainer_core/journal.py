@@ -1,0 +1,162 @@
+"""The journal: one line of JSON for each transition, flushed as it goes.
+
+A line is written when a phase is left:
+
+    {"phase": "STEP", "first_step": 1, "step": 50, "seconds": 0.31, "next": "EVAL", "signal": "EVAL",
+     "by": "eval_strategy", "why": "every 50 updates", "rank": 0, "time": 1767225600.0, "run": "9f2c61d0"}
+
+Runs of plain STEPs are folded into one line (`first_step` to `step`). The file is `journal.jsonl` in `output_dir`
+(`journal-rank<r>.jsonl` on other ranks); a resumed run appends to it. A line that a killed process left half is
+passed over by `read`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, time
+from typing import Any, TextIO
+from uuid import uuid4
+
+from trainer_core.phases import Phase, Signal
+from trainer_core.state import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A transition: `phase` was left after update `step` for `next`, because `by` raised `signal`."""
+
+    phase: str
+    first_step: int
+    step: int
+    seconds: float
+    next: str
+    signal: str
+    by: str
+    why: str
+    rank: int
+    time: float
+    run: str
+
+
+class Journal:
+    """Keeps the transitions of one run, and the seconds spent in each phase.
+
+    Args:
+        path: the file, or None to keep the account in memory only.
+        rank: this process.
+    """
+
+    def __init__(self, path: Path | None, rank: int = 0) -> None:
+        self.path = path
+        self.rank = rank
+        self.run = uuid4().hex[:8]
+        self.entries: list[Entry] = []
+        self.seconds: dict[Phase, float] = {}
+        self._entered = perf_counter()
+        self._first_step: int | None = None
+        self._file: TextIO | None = None
+
+    def open(self) -> None:
+        """Starts the clock, and the file where there is one."""
+        self._entered = perf_counter()
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+            if _ends_in_half_a_line(self.path):
+                self._file.write("\n")
+
+    def left(self, phase: Phase, step: int, target: Phase | None, signal: Signal, request: Request | None) -> None:
+        """Accounts for `phase`, which was left after update `step`. Runs of STEP are folded by not calling this."""
+        now = perf_counter()
+        seconds, self._entered = now - self._entered, now
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        entry = Entry(
+            phase=phase.name,
+            first_step=step if self._first_step is None else min(self._first_step, step),
+            step=step,
+            seconds=round(seconds, 6),
+            next="" if target is None else target.name,
+            signal=signal.name,
+            by="loop" if request is None else request.by,
+            why=_PLAIN_REASONS.get(signal, "") if request is None else request.why,
+            rank=self.rank,
+            time=round(time(), 3),
+            run=self.run,
+        )
+        self._first_step = step + 1 if target is Phase.STEP else None
+        self._write(entry)
+
+    def failed(self, phase: Phase, step: int, error: BaseException) -> None:
+        """Accounts for a phase that `error` ended."""
+        self.left(phase, step, None, Signal.STOP, Request(Signal.STOP, type(error).__name__, str(error)))
+
+    def close(self) -> None:
+        """Closes the file; the entries stay readable."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if self._file is not None:
+            line = json.dumps({name: getattr(entry, name) for name in Entry.__slots__}, ensure_ascii=False)
+            self._file.write(line + "\n")
+            self._file.flush()
+
+
+_PLAIN_REASONS: Mapping[Signal, str] = {
+    Signal.READY: "nothing else was asked for",
+    Signal.EPOCH_END: "no epoch is open, or its data is used up",
+}
+
+
+def read(path: Path) -> Iterator[Entry]:
+    """Gives the entries of a journal file, oldest first; half lines and lines of other kinds are passed over."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                fields: Any = json.loads(line)
+                yield Entry(**fields)
+            except (ValueError, TypeError):
+                continue
+
+
+def explain(entries: list[Entry], step: int) -> str:
+    """Says in words what happened at update `step` and who asked for it."""
+    told: list[str] = []
+    for entry in entries:
+        if entry.phase == Phase.STEP.name and entry.first_step <= step <= entry.step:
+            told.append(_updates_in_words(entry))
+        if entry.step == step and entry.next not in ("", Phase.STEP.name):
+            told.append(f"{_VERBS[entry.next]} because {entry.by} asked for it: {entry.why}.")
+        elif entry.step == step and entry.next == "":
+            told.append(f"The run ended in phase {entry.phase}: {entry.by}: {entry.why}.")
+    if not told:
+        return f"Step {step}: the journal has no transition there."
+    return f"Step {step}: " + " ".join(told)
+
+
+def _updates_in_words(entry: Entry) -> str:
+    if entry.first_step == entry.step:
+        return f"update {entry.step} was done."
+    return f"updates {entry.first_step} to {entry.step} were done in {entry.seconds:.3g} s."
+
+
+_VERBS: Mapping[str, str] = {
+    Phase.EVAL.name: "Evaluated",
+    Phase.SAVE.name: "Saved",
+    Phase.STOP.name: "Stopped",
+    Phase.EPOCH.name: "Went to an epoch's boundary",
+    Phase.INIT.name: "Began",
+}
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    if path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"

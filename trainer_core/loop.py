@@ -1,0 +1,281 @@
+"""The loop: six handlers, one a phase, and the walk over the table.
+
+    INIT   prepare model, optimizer and data; load the checkpoint to resume from
+    EPOCH  open an epoch, or close the one that is used up
+    STEP   fetch the micro-batches of one update, train on them, count
+    EVAL   evaluate; remember the best metric
+    SAVE   ask for a checkpoint
+    STOP   log the summary, bring back the best model
+
+A handler works by calling plain modules, tells the world through hooks and raises signals; it never calls another
+handler. Which phase follows is read from the table in `phases`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from trainer_core.best import remember_best
+from trainer_core.bus import SAMPLE_EVERY
+from trainer_core.data import batch_size_of
+from trainer_core.errors import DataError
+from trainer_core.journal import Journal
+from trainer_core.meter import LossMeter
+from trainer_core.phases import LOWERED_ON_ENTRY, Phase, Signal, next_phase
+from trainer_core.preparation import prepare
+from trainer_core.snapshot import load_checkpoint
+from trainer_core.state import Request
+from trainer_core.step import Stepper
+from trainer_core.summary import finish
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+logger = logging.getLogger("trainer_core.loop")
+
+AGREE_EVERY: Final = 10
+"""Ranks exchange requests that only one of them knows of at least every so many updates."""
+
+
+class Loop:
+    """One walk from INIT to STOP.
+
+    Args:
+        trainer: whose objects are trained.
+        resume_from: a checkpoint's folder, True for the newest, False to start anew.
+    """
+
+    def __init__(self, trainer: Trainer, resume_from: str | bool) -> None:
+        self.trainer = trainer
+        self.bus = trainer.bus
+        self.state = trainer.state
+        self.args = trainer.args
+        self.ranks = trainer.ranks
+        self.resume_from = resume_from
+        self.phase = Phase.INIT
+        self.raised: dict[Signal, Request | None] = {}
+        self.local_requests: list[Request] = []
+        self.journal = Journal(trainer.journal_path, self.ranks.rank)
+        self.meter = LossMeter(self.ranks.device)
+        self.batches: Iterator[Any] | None = None
+        self.plugin_states_of_absentees: dict[str, Any] = {}
+        self.accumulation = self.args.gradient_accumulation_steps
+        self.samples_of_full_window = 0
+        self.handlers = {
+            Phase.INIT: self.init,
+            Phase.EPOCH: self.epoch,
+            Phase.STEP: self.step,
+            Phase.EVAL: self.evaluate,
+            Phase.SAVE: self.save,
+            Phase.STOP: self.stop,
+        }
+
+    def run(self) -> None:
+        """Walks from INIT to the end of STOP."""
+        self.journal.open()
+        while True:
+            self.handlers[self.phase]()
+            if self.ranks.world_size > 1:
+                self.agree()
+            if self.bus.is_stale:
+                self.hooks, self.timed_hooks = self.bus.step_hooks()
+            if self.phase is Phase.STOP:
+                return self.journal.left(Phase.STOP, self.state.global_step, None, Signal.READY, None)
+            if self.raised:
+                self.drop_served()
+            target, signal = next_phase(self.phase, self.raised)
+            if target is not Phase.STEP or self.phase is not Phase.STEP:
+                self.enter(target, signal)
+
+    def enter(self, target: Phase, signal: Signal) -> None:
+        """Leaves the phase for `target`, which `signal` decided."""
+        self.journal.left(self.phase, self.state.global_step, target, signal, self.raised.get(signal))
+        self.phase = target
+        if target in LOWERED_ON_ENTRY:
+            self.raised.pop(LOWERED_ON_ENTRY[target], None)
+        self.bus.tell("on_phase", trainer=self.trainer, phase=target)
+
+    def init(self) -> None:
+        """Prepares everything, loads a checkpoint, tells the plugins, and asks for what is due before training."""
+        trainer, state = self.trainer, self.state
+        prepare(trainer)
+        self.stream = trainer.train_stream
+        self.stepper = Stepper(trainer, self.meter)
+        if self.stream.num_rows is not None:
+            self.samples_of_full_window = trainer.last_plan.global_batch_size
+        if self.resume_from:
+            load_checkpoint(trainer, self.resume_from)
+        self.hooks, self.timed_hooks = self.bus.step_hooks()
+        self.first_step, self.first_sample = state.global_step, state.num_samples_seen
+        self.started = perf_counter()
+        self.bus.tell("on_train_begin", trainer=trainer)
+        self.raise_signal(Signal.EPOCH_END)
+        if state.stopped_by is not None:
+            self.request(Signal.STOP, by=state.stopped_by["by"], why=state.stopped_by["why"])
+        if state.global_step >= state.max_steps:
+            self.request(Signal.STOP, by="max_steps", why=f"all {state.max_steps} updates are done")
+        elif self.args.eval_on_start and state.global_step == 0:
+            self.request(Signal.EVAL, by="eval_on_start", why="before the first update")
+
+    def epoch(self) -> None:
+        """Closes the open epoch, or opens the next one; a resumed run opens the one it was in, where it was in it."""
+        state, is_stopping = self.state, Signal.STOP in self.raised
+        if self.batches is not None or (state.epoch_is_open and is_stopping):
+            self.batches = None
+            if not self.is_interrupted:
+                self.close_epoch()
+        elif not is_stopping:
+            state.epoch_is_open = True
+            self.bus.tell("on_epoch_begin", trainer=self.trainer)
+            self.stepper.refresh()
+            self.batches = self.stream.epoch(state.epochs_done, state.batches_done)
+
+    def close_epoch(self) -> None:
+        """Ends the open epoch and asks for the evaluation that is due at its end."""
+        state = self.state
+        if Signal.STOP not in self.raised or self.epoch_is_used_up:
+            state.epochs_done, state.batches_done = state.epochs_done + 1, 0
+            state.epoch = float(state.epochs_done)
+        state.epoch_is_open = False
+        if self.args.eval_strategy == "epoch" and state.epoch >= self.args.eval_delay:
+            self.request(Signal.EVAL, by="eval_strategy", why=f"the end of epoch {state.epoch:g}")
+        self.bus.tell("on_epoch_end", trainer=self.trainer)
+        self.raise_signal(Signal.EPOCH_END)
+
+    def step(self) -> None:
+        """Does one update: fetch its micro-batches, train, count, tell, and ask for what is due after it."""
+        state, trainer = self.state, self.trainer
+        assert self.batches is not None
+        window = list(islice(self.batches, self.accumulation))
+        if not window:
+            return self.end_of_data()
+        step = state.global_step + 1
+        hooks = self.hooks if step % SAMPLE_EVERY else self.timed_hooks
+        if hooks.on_step_begin is not None:
+            hooks.on_step_begin(trainer)
+        state.batches_done += len(window)
+        state.num_samples_seen += self.num_samples(window)
+        is_last = state.batches_done == self.stream.num_batches
+        self.stepper.update(window, hooks, step, is_padded=is_last and self.stream.last_is_padding)
+        state.global_step = step
+        state.epoch = self.fraction(is_last)
+        if is_last:
+            self.raise_signal(Signal.EPOCH_END)
+        if step >= state.max_steps:
+            self.request(Signal.STOP, by="max_steps", why=f"all {step} updates are done")
+        if trainer.eval_cadence.is_due(step, state.max_steps):
+            self.request(Signal.EVAL, by="eval_strategy", why=trainer.eval_cadence.reason(step, state.max_steps))
+        if hooks.on_step_end is not None:
+            hooks.on_step_end(trainer)
+
+    def evaluate(self) -> None:
+        """Evaluates, as the user may have overridden it, and remembers the best metric."""
+        self.stepper.guard.settle()
+        self.state.last_eval_step = self.state.global_step
+        metrics = self.trainer.evaluate()
+        remember_best(self.trainer, metrics)
+
+    def save(self) -> None:
+        """Asks for a checkpoint and announces it."""
+        self.stepper.guard.settle()
+        self.state.last_save_step = self.state.global_step
+        checkpoint = self.bus.ask("write_checkpoint", trainer=self.trainer)
+        if checkpoint is None:
+            logger.warning("step %d: a save was asked for, and no plugin writes checkpoints.", self.state.global_step)
+        else:
+            self.bus.tell("on_save", trainer=self.trainer, checkpoint=checkpoint)
+
+    def stop(self) -> None:
+        """Logs the summary of training, brings back the best model, and tells that training is over."""
+        self.stepper.guard.settle()
+        finish(self.trainer, self)
+        self.bus.tell("on_train_end", trainer=self.trainer)
+
+    def request(self, signal: Signal, *, by: str, why: str, interrupt: bool = False, local: bool = False) -> None:
+        """Raises `signal` for `by`, because of `why`.
+
+        Args:
+            signal: EVAL, SAVE or STOP.
+            by: who asks.
+            why: the reason, for the journal.
+            interrupt: for STOP: the run is cut short and goes on when it is resumed.
+            local: only this rank knows of the cause; the ranks agree at the next boundary.
+        """
+        request = Request(signal, by, why, interrupt)
+        if local and self.ranks.world_size > 1:
+            self.local_requests.append(request)
+            return
+        is_first = signal not in self.raised
+        if is_first:
+            self.raised[signal] = request
+        if signal is Signal.STOP and is_first and not interrupt and by != "max_steps":
+            self.state.stopped_by = {"by": by, "why": why}
+
+    def raise_signal(self, signal: Signal) -> None:
+        """Raises a signal of the loop's own, which needs no author."""
+        self.raised.setdefault(signal, None)
+
+    def drop_served(self) -> None:
+        """Takes back requests for an evaluation or a save that this update already had."""
+        state = self.state
+        if state.last_eval_step == state.global_step:
+            self.raised.pop(Signal.EVAL, None)
+        if state.last_save_step == state.global_step:
+            self.raised.pop(Signal.SAVE, None)
+
+    def agree(self) -> None:
+        """Makes requests that one rank knows of known to all, at every boundary but most of those between updates."""
+        if self.phase is Phase.STEP and self.state.global_step % AGREE_EVERY:
+            return
+        flag = torch.tensor(float(bool(self.local_requests)), device=self.ranks.device)
+        if self.ranks.max(flag).item():
+            for rank, requests in enumerate(self.ranks.gather_objects(self.local_requests)):
+                for request in requests:
+                    self.request(request.signal, by=f"{request.by} (rank {rank})", why=request.why,
+                                 interrupt=request.interrupt)
+            self.local_requests = []
+
+    def end_of_data(self) -> None:
+        """The data of an epoch without a known length is used up."""
+        if self.state.batches_done == 0:
+            raise DataError(
+                "train_dataset: gives no batch. Pass a dataset with at least one sample, or turn dataloader_drop_last off."
+            )
+        self.raise_signal(Signal.EPOCH_END)
+
+    def num_samples(self, window: list[Any]) -> int:
+        """Gives how many samples an update trains on, over all ranks."""
+        if self.samples_of_full_window and len(window) == self.accumulation and self.state.batches_done != self.stream.num_batches:
+            return self.samples_of_full_window
+        own = sum(batch_size_of(inputs) for inputs in window)
+        return int(self.ranks.sum_of_numbers(own)[0])
+
+    def close(self) -> None:
+        """Closes the journal and takes what the run attached off the optimizer."""
+        self.journal.close()
+        if hasattr(self, "stepper"):
+            self.stepper.guard.release()
+
+    def fraction(self, is_last: bool) -> float:
+        """Gives epochs trained, with the fraction of the open one (0 where its length is unknown)."""
+        state, length = self.state, self.stream.num_batches
+        if is_last or not length:
+            return float(state.epochs_done + is_last)
+        return state.epochs_done + state.batches_done / length
+
+    @property
+    def epoch_is_used_up(self) -> bool:
+        """Whether the data of the open epoch is used up."""
+        return self.stream.num_batches is not None and self.state.batches_done >= self.stream.num_batches
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the run is being cut short, to go on when it is resumed."""
+        request = self.raised.get(Signal.STOP)
+        return request is not None and request.interrupt

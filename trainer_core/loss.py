@@ -1,0 +1,222 @@
+"""From a model and a batch to a loss.
+
+A model gives its loss as the first item of a tuple, under `"loss"` in a mapping, as an attribute `loss`, or as a
+scalar tensor. The loss of a micro-batch is a mean over its targets; how much it counts in an update is decided in
+`step`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from trainer_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+LossFunction = Callable[[Any, Any, "torch.Tensor | None"], torch.Tensor]
+"""(outputs, labels, num_items_in_batch) -> loss."""
+
+
+class Count(torch.Tensor):
+    """The number of targets of a whole update, as a 0-dim tensor that notes whether anybody computed with it.
+
+    A `compute_loss` or a model that divides a sum by this number has done the weighting of its micro-batch itself;
+    one that ignores it gives a mean, which is weighted here. Nobody has to declare which of the two it is.
+    """
+
+    was_used: bool
+
+    @staticmethod
+    def of(value: torch.Tensor) -> Count:
+        """Gives `value` (0-dim) as an unused count."""
+        count: Count = value.as_subclass(Count)
+        count.was_used = False
+        return count
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs `func` on plain tensors and notes the use; looking at shape, device or type is none."""
+        plain = [argument.as_subclass(torch.Tensor) if type(argument) is Count else argument for argument in args]
+        if getattr(func, "__name__", "") != "__get__":
+            for argument in args:
+                if type(argument) is Count:
+                    argument.was_used = True
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*plain, **(kwargs or {}))
+
+
+def call_model(model: nn.Module, inputs: Any, **more: Any) -> Any:
+    """Calls `model` with a batch: mappings by keyword, tuples and lists by position, anything else as one argument."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs, **more)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs, **more)
+    return model(inputs, **more)
+
+
+def loss_of(outputs: Any) -> torch.Tensor:
+    """Gives the loss among a model's outputs.
+
+    Raises:
+        ModelError: there is none.
+    """
+    loss = find_loss(outputs)
+    if not isinstance(loss, torch.Tensor):
+        raise ModelError(
+            f"model: returned no loss, got {describe(outputs)}. Return the loss first, under 'loss' or as an attribute "
+            f"`loss` (does the batch hold labels?), or override Trainer.compute_loss."
+        )
+    return loss
+
+
+def find_loss(outputs: Any) -> Any:
+    """Gives the loss among `outputs`, or None."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs if outputs.ndim == 0 else None
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    if isinstance(outputs, tuple | list):
+        first = outputs[0] if outputs else None
+        return first if isinstance(first, torch.Tensor) and first.numel() == 1 else None
+    return getattr(outputs, "loss", None)
+
+
+def logits_of(outputs: Any) -> Any:
+    """Gives the logits among a model's outputs: under `logits`, else what follows the loss, else the outputs."""
+    if isinstance(outputs, Mapping):
+        return outputs["logits"] if "logits" in outputs else next((v for k, v in outputs.items() if k != "loss"), None)
+    if isinstance(outputs, tuple | list):
+        rest = outputs[1:] if find_loss(outputs) is not None else outputs
+        return rest[0] if rest else None
+    return getattr(outputs, "logits", outputs)
+
+
+def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: torch.Tensor | None) -> tuple[Any, Any]:
+    """Gives (mean loss, outputs) of a batch: by the user's loss function, with label smoothing, or the model's own.
+
+    Raises:
+        ModelError: there is no loss, or no labels to compute it with.
+    """
+    factor = trainer.args.label_smoothing_factor
+    if trainer.compute_loss_func is None and not factor:
+        more = {"num_items_in_batch": count} if count is not None and takes_count(trainer.model) else {}
+        outputs = call_model(model, inputs, **more)
+        return loss_of(outputs), outputs
+    labels, rest = split_labels(inputs, trainer.label_names)
+    if trainer.compute_loss_func is not None:
+        outputs = call_model(model, rest)
+        return trainer.compute_loss_func(outputs, labels, count), outputs
+    outputs = call_model(model, inputs)
+    if not isinstance(labels, torch.Tensor):
+        raise ModelError("label_smoothing_factor: needs one label tensor in the batch. Set it to 0, or set label_names.")
+    return smoothed_loss(outputs, labels, factor, shifted=trainer.is_shifted), outputs
+
+
+def split_labels(inputs: Any, label_names: tuple[str, ...]) -> tuple[Any, Any]:
+    """Gives (labels, the rest) of a batch: by name in a mapping, the last item of a tuple of two or more."""
+    if isinstance(inputs, Mapping):
+        labels = tuple(inputs[name] for name in label_names if inputs.get(name) is not None)
+        rest = {name: value for name, value in inputs.items() if name not in label_names}
+        return (labels[0] if len(labels) == 1 else labels or None), rest
+    if isinstance(inputs, tuple | list) and len(inputs) > 1:
+        return inputs[-1], tuple(inputs[:-1])
+    return None, inputs
+
+
+def prediction_of(
+    trainer: Trainer, model: nn.Module, inputs: Any, *, loss_only: bool, ignore_keys: Sequence[str] | None
+) -> tuple[torch.Tensor | None, Any, Any]:
+    """Gives (loss, logits, labels) of a batch; without labels the loss is what the model gives, or None."""
+    labels, _ = split_labels(inputs, trainer.label_names)
+    with torch.autocast(trainer.ranks.device.type, dtype=trainer.precision) if trainer.precision else nullcontext():
+        if labels is not None:
+            loss, outputs = trainer.compute_loss(model, dict(inputs) if isinstance(inputs, dict) else inputs, True)
+            loss = loss.detach().mean()
+        else:
+            outputs = call_model(model, inputs)
+            loss = find_loss(outputs)
+            loss = loss.detach().mean() if isinstance(loss, torch.Tensor) else None
+    if loss_only:
+        return loss, None, None
+    return loss, _predictions(outputs, ignore_keys or (), has_loss=labels is not None and find_loss(outputs) is not None), labels
+
+
+def _predictions(outputs: Any, ignore_keys: Sequence[str], *, has_loss: bool) -> Any:
+    """Gives a model's outputs but the loss: one tensor where there is one, else a tuple."""
+    if isinstance(outputs, Mapping):
+        kept = tuple(value for key, value in outputs.items() if key != "loss" and key not in ignore_keys)
+    elif isinstance(outputs, tuple | list):
+        kept = tuple(outputs[1:] if has_loss else outputs)
+    else:
+        kept = (logits_of(outputs),)
+    return kept[0] if len(kept) == 1 else kept or None
+
+
+def smoothed_loss(outputs: Any, labels: torch.Tensor, factor: float, *, shifted: bool) -> torch.Tensor:
+    """Gives the cross entropy with label smoothing (Szegedy et al. 2016, section 7), mean over targets.
+
+    Args:
+        outputs: a model's outputs, with logits of shape (batch, ..., classes).
+        labels: (batch, ...), -100 for positions that do not count.
+        factor: weight of the uniform distribution, in 0..1.
+        shifted: position i predicts label i + 1 (causal language models).
+    """
+    logits = logits_of(outputs)
+    if shifted:
+        logits, labels = logits[..., :-1, :], labels[..., 1:]
+    return functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100, label_smoothing=factor
+    )
+
+
+def check_loss(loss: Any) -> None:
+    """Raises ModelError unless `loss` is one number that gradients can flow from."""
+    if not isinstance(loss, torch.Tensor):
+        raise ModelError(f"loss: must be a tensor, got {describe(loss)}. Return the loss itself from compute_loss.")
+    if loss.numel() != 1:
+        raise ModelError(f"loss: must be one number, got shape {tuple(loss.shape)}. Return its mean over the targets.")
+    if not loss.requires_grad:
+        raise ModelError(
+            "loss: has no gradient, no parameter that requires one took part in it. "
+            "Set requires_grad on the parameters to train, and compute the loss from the model's outputs."
+        )
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Tells whether `function` has a parameter called `name`."""
+    return name in inspect.signature(function).parameters
+
+
+def is_shifted(model: nn.Module) -> bool:
+    """Tells whether `model` is a causal language model of transformers, whose loss shifts the labels by one."""
+    return getattr(model, "loss_type", None) == "ForCausalLM"
+
+
+def takes_count(model: nn.Module) -> bool:
+    """Tells whether the model's forward wants `num_items_in_batch`: by name, or as a transformers model by `**kwargs`."""
+    parameters = inspect.signature(model.forward).parameters
+    if "num_items_in_batch" in parameters:
+        return True
+    has_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return has_keywords and hasattr(model, "loss_function") and hasattr(model, "config")
+
+
+def describe(value: Any) -> str:
+    """Names a value's type, with keys or length where it has them."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__}"

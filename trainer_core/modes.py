@@ -1,0 +1,92 @@
+"""A model between training and evaluation, and what is known of its inputs."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainer_core.errors import SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from trainer_core.arguments import TrainingArguments
+    from trainer_core.trainer import Trainer
+
+
+@contextmanager
+def evaluation_model(trainer: Trainer) -> Iterator[nn.Module]:
+    """Gives the model to evaluate, in evaluation mode; modes go back to what they were.
+
+    Outside training it is placed on the device and, with `bf16_full_eval` or `fp16_full_eval`, a copy in that type; the
+    model itself keeps its weights to the bit.
+    """
+    model = trainer.model_wrapped
+    if not trainer.is_in_train:
+        model = trainer.model
+        if trainer.ranks.device.type != "cpu":
+            model.to(trainer.ranks.device)
+        half = torch.bfloat16 if trainer.args.bf16_full_eval else torch.float16 if trainer.args.fp16_full_eval else None
+        if half is not None:
+            model = copy.deepcopy(model).to(half)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def autocast_type(args: TrainingArguments) -> torch.dtype | None:
+    """Gives the type of autocast, or None for full precision."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None
+
+
+def label_names(trainer: Trainer) -> tuple[str, ...]:
+    """Gives the columns that are labels: those of the settings, else what forward calls labels, else "labels"."""
+    if trainer.args.label_names is not None:
+        return tuple(trainer.args.label_names)
+    parameters = inspect.signature(trainer.model.forward).parameters
+    found = tuple(name for name in parameters if "label" in name or name in ("start_positions", "end_positions"))
+    return found or ("labels",)
+
+
+def main_input(model: nn.Module, inputs: Any) -> Any:
+    """Gives the main input of a batch: what the model calls so, `input_ids`, or the first."""
+    if isinstance(inputs, Mapping):
+        name = getattr(model, "main_input_name", "input_ids")
+        return inputs[name] if name in inputs else next(iter(inputs.values()))
+    return inputs[0] if isinstance(inputs, tuple | list) else inputs
+
+
+def keys_to_ignore(model: nn.Module) -> list[str]:
+    """Gives the outputs that a transformers model wants left out of predictions."""
+    return list(getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ()))
+
+
+def eval_datasets(trainer: Trainer, wanted: Any) -> Any:
+    """Gives the dataset, or mapping of datasets, that an evaluation is about.
+
+    Raises:
+        SettingsError: there is none, or none of that name.
+    """
+    own = trainer.eval_dataset
+    if isinstance(wanted, str):
+        if not isinstance(own, Mapping) or wanted not in own:
+            names = list(own) if isinstance(own, Mapping) else []
+            raise SettingsError(
+                [f"eval_dataset: there is none called {wanted!r}.{did_you_mean(wanted, names)} "
+                 f"Pass a dataset, or one of the names {names}."]
+            )
+        return own[wanted]
+    dataset = wanted if wanted is not None else own
+    if dataset is None and not trainer.overrides("get_eval_dataloader"):
+        raise SettingsError(["eval_dataset: is needed to evaluate. Pass one to Trainer or to evaluate()."])
+    return dataset

@@ -1,0 +1,105 @@
+"""Phase INIT: from the user's objects to what the loop trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainer_core.activations import checkpoint_activations
+from trainer_core.assembly import new_model
+from trainer_core.cadence import Cadence, interval
+from trainer_core.data import stream
+from trainer_core.errors import ModelError, SettingsError
+from trainer_core.planning import Arithmetic, arithmetic_of, plan_of
+from trainer_core.schedules import PlateauSchedule
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+
+def prepare(trainer: Trainer) -> None:
+    """Makes model, data, optimizer and schedule ready, and refuses what cannot be trained.
+
+    Raises:
+        SettingsError: the settings contradict each other, the model or the data; all contradictions at once.
+    """
+    if trainer.train_dataset is None and not trainer.overrides("get_train_dataloader"):
+        raise SettingsError(["train_dataset: is needed to train. Pass one to Trainer."])
+    if trainer.model_init is not None:
+        trainer.model = new_model(trainer)
+        trainer.optimizer, trainer.lr_scheduler = trainer.users_optimizers
+    place(trainer)
+    trainer.train_dataloader = trainer.get_train_dataloader()
+    trainer.train_stream = stream(trainer.train_dataloader, seed=trainer.args.data_seed or trainer.args.seed)
+    arithmetic = arithmetic_of(trainer, trainer.train_stream)
+    set_counters(trainer, arithmetic)
+    plan = plan_of(trainer, arithmetic)
+    if plan.contradictions:
+        raise SettingsError(plan.contradictions)
+    trainer.last_plan = plan
+    wrap(trainer)
+    create_optimizer_and_scheduler(trainer, arithmetic.max_steps)
+    trainer.scaler = torch.amp.GradScaler(trainer.ranks.device.type) if trainer.precision is torch.float16 else None
+
+
+def place(trainer: Trainer) -> None:
+    """Puts the model on this rank's device and checks that there is something to train."""
+    model, device = trainer.model, trainer.ranks.device
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("model: has no parameter that requires a gradient. Set requires_grad on those to train.")
+    if device.type != "cpu":
+        model.to(device)
+    model.train()
+    trainer.model_wrapped = model
+
+
+def wrap(trainer: Trainer) -> None:
+    """Wraps the model for this run: activation checkpointing, compilation, several ranks."""
+    args = trainer.args
+    if args.activation_checkpointing:
+        assert trainer.running is not None
+        trainer.running.undo.callback(checkpoint_activations(trainer.model, args.activation_checkpointing_kwargs))
+    model: nn.Module = trainer.model
+    if args.torch_compile:
+        model = torch.compile(model, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)  # type: ignore[assignment] # torch types it as a callable
+    if trainer.ranks.world_size > 1:
+        model = trainer.accelerator.prepare_model(model)
+    trainer.model_wrapped = model
+
+
+def set_counters(trainer: Trainer, arithmetic: Arithmetic) -> None:
+    """Resolves shares and epochs into updates."""
+    args, state = trainer.args, trainer.state
+    state.max_steps = arithmetic.max_steps
+    per_epoch = arithmetic.updates_per_epoch
+    state.num_train_epochs = math.ceil(state.max_steps / per_epoch) if per_epoch else 0
+    state.train_batch_size = args.per_device_train_batch_size
+    state.eval_steps = interval(args.eval_steps, state.max_steps)
+    trainer.eval_cadence = Cadence(args.eval_strategy, state.eval_steps, args.eval_delay)
+
+
+def create_optimizer_and_scheduler(trainer: Trainer, max_steps: int) -> None:
+    """Makes optimizer and schedule through the methods that a user may override."""
+    if trainer.optimizer is not None and trainer.users_optimizers[0] is None:
+        trainer.optimizer = None  # type: ignore[assignment] # made anew for this run
+    if trainer.users_optimizers[1] is None:
+        trainer.lr_scheduler = None
+    trainer.create_optimizer_and_scheduler(num_training_steps=max_steps)
+    if not isinstance(trainer.optimizer, torch.optim.Optimizer):
+        raise SettingsError(
+            [f"create_optimizer: must set self.optimizer to a torch optimizer, got {type(trainer.optimizer).__name__}."
+             " Return what it made."]
+        )
+    trainer.waits_for_metric = isinstance(trainer.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    trainer.scheduler_step = _step_of(trainer.lr_scheduler, waits=trainer.waits_for_metric)
+
+
+def _step_of(scheduler: Any, *, waits: bool) -> Callable[[], None] | None:
+    if scheduler is None or waits or isinstance(scheduler, PlateauSchedule):
+        return None
+    step: Callable[[], None] = scheduler.step
+    return step

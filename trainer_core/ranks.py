@@ -1,0 +1,103 @@
+"""The processes of a run, and the few things that they agree on.
+
+The seam to Accelerate: one process, DDP and later sharded models are prepared there; the names are translated here.
+With one process every call returns at once.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer_core.errors import DistributedError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trainer_core.arguments import TrainingArguments
+
+
+def create_accelerator(args: TrainingArguments) -> Accelerator:
+    """Gives Accelerate's object for this process, on the CPU where there is no accelerator.
+
+    Raises:
+        DistributedError: a launcher started several processes, and they do not see each other.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    wants = {
+        "find_unused_parameters": args.ddp_find_unused_parameters,
+        "bucket_cap_mb": args.ddp_bucket_cap_mb,
+        "broadcast_buffers": args.ddp_broadcast_buffers,
+        "static_graph": args.ddp_static_graph,
+    }
+    ddp = DistributedDataParallelKwargs(**{name: value for name, value in wants.items() if value is not None})
+    group = InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
+    is_fresh = not AcceleratorState._shared_state
+    accelerator = Accelerator(
+        cpu=True if args.use_cpu or not torch.accelerator.is_available() else None,
+        mixed_precision="no" if is_fresh else None, # autocast is entered by the step itself
+        kwargs_handlers=[ddp, group],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and accelerator.num_processes == 1:
+        raise DistributedError(
+            f"launch: {launched} processes were started and each of them believes that it is alone. "
+            f"Start them with `torchrun` and, without an accelerator, set ACCELERATE_USE_CPU=true."
+        )
+    return accelerator
+
+
+class Ranks:
+    """World size, this rank, and the collectives that a run needs."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.world_size: int = accelerator.num_processes
+        self.rank: int = accelerator.process_index
+        self.local_rank: int = accelerator.local_process_index
+        self.is_main: bool = accelerator.is_main_process
+        self.device: torch.device = accelerator.device
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Gives the sum of `value` over all ranks."""
+        return self._reduce(value, torch.distributed.ReduceOp.SUM) if self.world_size > 1 else value
+
+    def max(self, value: torch.Tensor) -> torch.Tensor:
+        """Gives the maximum of `value` over all ranks."""
+        return self._reduce(value, torch.distributed.ReduceOp.MAX) if self.world_size > 1 else value
+
+    def sum_of_numbers(self, *values: float) -> list[float]:
+        """Gives the sums of a few host numbers over all ranks, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        total: list[float] = self.sum(torch.tensor(values, dtype=dtype, device=self.device)).tolist()
+        return total
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Gives the `value` of every rank, in their order; for small things of our own making."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def from_main(self, value: Any) -> Any:
+        """Gives rank 0's `value` on every rank."""
+        return self.gather_objects(value)[0] if self.world_size > 1 else value
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        if self.world_size > 1:
+            self.accelerator.wait_for_everyone()
+
+    def _reduce(self, value: torch.Tensor, operation: Any) -> torch.Tensor:
+        reduced = value.clone()
+        torch.distributed.all_reduce(reduced, op=operation)
+        return reduced

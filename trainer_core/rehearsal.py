@@ -1,0 +1,58 @@
+"""One batch of an evaluation before training, to learn what metrics there will be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Subset
+
+from trainer_core.process import own_random_states
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+logger = logging.getLogger("trainer_core.rehearsal")
+
+
+def metric_names(trainer: Trainer) -> set[str] | None:
+    """Gives the names of the metrics that an evaluation will give, or None when that cannot be told beforehand.
+
+    Evaluates the first rows of each evaluation dataset; nothing is logged, no hook fires and the random states stay as they are.
+    A metric function that fails on so few rows tells nothing.
+    """
+    if trainer.overrides("evaluate") or trainer.overrides("get_eval_dataloader") or trainer.overrides("evaluation_loop"):
+        return None
+    datasets = trainer.eval_dataset
+    named = datasets if isinstance(datasets, Mapping) else {"": datasets}
+    names: set[str] = set()
+    for name, dataset in named.items():
+        prefix = f"eval_{name}" if name else "eval"
+        found = _names_for(trainer, dataset, prefix)
+        if found is None:
+            return None
+        names |= found
+    return names
+
+
+def _names_for(trainer: Trainer, dataset: Any, prefix: str) -> set[str] | None:
+    from trainer_core.evaluate import Evaluation
+
+    few = _first_rows(dataset, trainer.args.per_device_eval_batch_size * trainer.ranks.world_size)
+    if few is None:
+        return None
+    try:
+        with own_random_states(trainer.args.seed):
+            rehearsed = Evaluation(trainer, prefix, loss_only=trainer.compute_metrics is None, ignore_keys=None)
+            return set(rehearsed.run(trainer.get_eval_dataloader(few)).metrics)
+    except Exception as error:
+        logger.debug("the metrics of an evaluation are not known before training, a rehearsal gave %r", error)
+        return None
+
+
+def _first_rows(dataset: Any, rows: int) -> Any | None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return None
+    rows = min(rows, len(dataset))
+    return dataset.select(range(rows)) if hasattr(dataset, "select") else Subset(dataset, range(rows))

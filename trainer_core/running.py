@@ -1,0 +1,93 @@
+"""One call of `train()`: what is changed for it and put back, however it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer_core.loop import Loop
+from trainer_core.phases import Phase, Signal
+from trainer_core.process import determinism, own_random_states, tf32
+from trainer_core.state import TrainerState
+from trainer_core.summary import training_row
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Running:
+    """A context around the loop: random states, determinism, signal handlers, teardown.
+
+    Args:
+        trainer: whose run it is.
+        resume_from: as in `Trainer.train`.
+    """
+
+    def __init__(self, trainer: Trainer, resume_from: str | Path | bool | None) -> None:
+        self.trainer = trainer
+        trainer.state = TrainerState(
+            is_world_process_zero=trainer.ranks.is_main, is_local_process_zero=trainer.ranks.local_rank == 0
+        )
+        source = resume_from if isinstance(resume_from, bool) else str(resume_from) if resume_from else False
+        self.loop = Loop(trainer, source)
+        self.is_active = False
+        self.undo = ExitStack()
+
+    def __enter__(self) -> Running:
+        args, rank = self.trainer.args, self.trainer.ranks.rank
+        self.trainer.outcome = ""
+        self.undo.enter_context(own_random_states(args.seed + rank))
+        self.undo.enter_context(determinism(full=args.full_determinism))
+        self.undo.enter_context(tf32(args.tf32))
+        self.undo.enter_context(self.interrupts())
+        self.is_active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        trainer, loop = self.trainer, self.loop
+        try:
+            if error is not None:
+                trainer.outcome = "failed"
+                error.add_note(f"raised in phase {loop.phase.name}, after step {trainer.state.global_step}")
+                loop.journal.failed(loop.phase, trainer.state.global_step, error)
+                trainer.bus.tell("on_exception", trainer=trainer, error=error)
+        finally:
+            try:
+                trainer.bus.tell("on_teardown", trainer=trainer)
+            finally:
+                self.is_active = False
+                loop.close()
+                self.undo.close()
+
+    def training_row(self) -> dict[str, Any]:
+        """Gives loss, gradient norm and learning rate since the last row; on all ranks together."""
+        return training_row(self.trainer, self.loop)
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """Turns SIGINT and SIGTERM into requests to save and stop; a second one of them stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.loop.is_interrupted or self.loop.phase in (Phase.INIT, Phase.STOP):
+            raise KeyboardInterrupt(f"{name}: stopped at once")
+        for wanted in (Signal.SAVE, Signal.STOP):
+            self.loop.request(wanted, by=name, why="the operating system or the user asks to end", interrupt=True, local=True)

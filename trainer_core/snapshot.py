@@ -1,0 +1,78 @@
+"""All that a run needs to go on, as one tree of tensors and JSON values, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainer_core.errors import CheckpointError
+from trainer_core.optim import load_optimizer_state_dict, optimizer_state_dict
+from trainer_core.schedule_state import load_schedule_state, schedule_state
+
+if TYPE_CHECKING:
+    from trainer_core.trainer import Trainer
+
+
+def run_state(trainer: Trainer) -> dict[str, Any]:
+    """Gives the state of a run but the model's weights, the random states and the log history."""
+    assert trainer.running is not None
+    loop = trainer.running.loop
+    return {
+        "counters": trainer.state.counters(),
+        "optimizer": optimizer_state_dict(trainer.optimizer),
+        "lr_scheduler": None if trainer.lr_scheduler is None else schedule_state(trainer.lr_scheduler),
+        "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
+        "losses": loop.meter.state_dict(),
+        "parts": loop.stepper.parts,
+        "plugins": {
+            name: member.plugin.state_dict()
+            for name, member in trainer.bus.members.items()
+            if hasattr(member.plugin, "state_dict") and hasattr(member.plugin, "load_state_dict")
+        }
+        | loop.plugin_states_of_absentees,
+    }
+
+
+def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Takes over what `run_state` gave.
+
+    State of a plugin that is not there is kept for the next checkpoint; a plugin without state in it starts afresh.
+    """
+    assert trainer.running is not None
+    loop = trainer.running.loop
+    trainer.state.restore(state["counters"])
+    try:
+        load_optimizer_state_dict(trainer.optimizer, state["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"optimizer: its state in the checkpoint does not fit, {error}. Resume with the model and optimizer that saved it."
+        ) from error
+    if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
+        load_schedule_state(trainer.lr_scheduler, state["lr_scheduler"])
+    if trainer.scaler is not None and state["scaler"] is not None:
+        trainer.scaler.load_state_dict(dict(state["scaler"]))
+    loop.meter.load_state_dict(state["losses"])
+    loop.stepper.parts = int(state["parts"])
+    loop.plugin_states_of_absentees = {}
+    for name, plugin_state in state["plugins"].items():
+        member = trainer.bus.members.get(name)
+        if member is not None and hasattr(member.plugin, "load_state_dict"):
+            member.plugin.load_state_dict(plugin_state)
+        else:
+            loop.plugin_states_of_absentees[name] = plugin_state
+
+
+def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
+    """Resumes from `source` through the plugin that reads checkpoints.
+
+    Raises:
+        CheckpointError: no plugin reads checkpoints, or there is none to read.
+    """
+    if not trainer.bus.listens("read_checkpoint"):
+        raise CheckpointError(
+            "resume_from_checkpoint: no plugin reads checkpoints. Install or unblock trainer-core-checkpointing."
+        )
+    folder = trainer.bus.ask("read_checkpoint", trainer=trainer, source=source)
+    if folder is None:
+        raise CheckpointError(f"resume_from_checkpoint: there is no checkpoint, got {source!r}. Pass False to start anew.")
+    trainer.resumed_from = folder

@@ -1,0 +1,66 @@
+"""Where settings come from besides keywords: the environment and configuration files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from trainer_core.discovery import BLOCK_VARIABLE
+from trainer_core.merging import Layer
+from trainer_core.settings import Given
+
+PREFIX: Final = "TRAINER_CORE_"
+
+
+def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
+    """Gives what TRAINER_CORE_<NAME> variables say; `__` stands for the dot of a nested name."""
+    entries = [
+        Given(text, f"environment {variable}", variable.removeprefix(PREFIX).lower().replace("__", "."))
+        for variable, text in sorted((os.environ if environment is None else environment).items())
+        if variable.startswith(PREFIX) and variable != BLOCK_VARIABLE
+    ]
+    return Layer(entries, kind="text")
+
+
+def file_layers(paths: Iterable[str | os.PathLike[str]]) -> list[Layer]:
+    """Gives a layer for each YAML, TOML or JSON file; what cannot be read is told in the layer's problems."""
+    return [_file_layer(os.fspath(path)) for path in paths]
+
+
+def _file_layer(path: str) -> Layer:
+    if not Path(path).expanduser().is_file():
+        return Layer([], "file", [f"{path}: is no file. Correct the path of the settings file."])
+    suffix = Path(path).suffix.lower()
+    if suffix not in READERS:
+        known = ", ".join(READERS)
+        return Layer([], "file", [f"{path}: is no settings file, got the ending {suffix!r}. Use one of {known}."])
+    try:
+        values = READERS[suffix](path)
+    except Exception as error:  # three parsers, each with errors of its own
+        reason = " ".join(str(error).split())
+        return Layer([], "file", [f"{path}: cannot be read ({type(error).__name__}: {reason}). Correct the file."])
+    return Layer([Given(value, path, str(name)) for name, value in values.items()], "file")
+
+
+# pydantic-settings costs 0.1 s to import and only files and command lines need it.
+def _read_yaml(path: str) -> dict[str, Any]:
+    from pydantic_settings import BaseSettings, YamlConfigSettingsSource
+
+    return YamlConfigSettingsSource(BaseSettings, yaml_file=path).yaml_data
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    from pydantic_settings import BaseSettings, TomlConfigSettingsSource
+
+    return TomlConfigSettingsSource(BaseSettings, toml_file=path).toml_data
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    from pydantic_settings import BaseSettings, JsonConfigSettingsSource
+
+    return JsonConfigSettingsSource(BaseSettings, json_file=path).json_data
+
+
+READERS: Final = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".json": _read_json}

@@ -1,0 +1,306 @@
+"""One update: forward and backward over its micro-batches, clip, step, schedule.
+
+Built once when training starts, from the settings and what the user overrides; nothing is looked up, walked or
+decided anew in an update that could be decided then.
+
+The gradient of an update is that of the mean loss over all its targets, on all ranks and in all micro-batches: a
+micro-batch whose loss is a mean over n of N targets counts n / N. (DDP averages gradients over W ranks, so there the
+weight is W n / N.) Any split of a batch gives the same gradient.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer_core.data import count_targets, split_batch, to_device
+from trainer_core.errors import DataError
+from trainer_core.guard import Guard, can_judge_on_device
+from trainer_core.loss import (
+    Count,
+    call_model,
+    check_loss,
+    find_loss,
+    is_shifted,
+    loss_and_outputs,
+    loss_of,
+    takes,
+    takes_count,
+)
+from trainer_core.meter import LossMeter
+from trainer_core.clipping import build_clipper
+from trainer_core.optim import raw_step
+
+if TYPE_CHECKING:
+    from trainer_core.bus import StepHooks
+    from trainer_core.trainer import Trainer
+
+logger = logging.getLogger("trainer_core.step")
+
+Weight = float | torch.Tensor
+Value = float | torch.Tensor
+LossOf = Callable[[Any, Count | None], torch.Tensor]
+
+
+class Stepper:
+    """Does updates for one call of `train()`."""
+
+    def __init__(self, trainer: Trainer, meter: LossMeter) -> None:
+        self.trainer = trainer
+        self.meter = meter
+        self.args = trainer.args
+        self.ranks = trainer.ranks
+        self.model = trainer.model_wrapped
+        self.optimizer = trainer.optimizer
+        self.schedule_step = trainer.scheduler_step
+        self.scaler = trainer.scaler
+        self.device = self.ranks.device
+        self.moves = self.device.type != "cpu"
+        self.parts = 1
+        self.is_checked = False
+        self.count: Count | None = None
+        self.weight: Weight = _WHOLE
+        self.label_names = trainer.label_names
+        self.is_shifted = is_shifted(trainer.model)
+        self.gives_count = trainer.compute_loss_takes_count or takes_count(trainer.model)
+        reads_now = self.scaler is not None or not can_judge_on_device(self.optimizer, self.device)
+        self.reads_now = reads_now and (self.device.type == "cpu" or self.args.nan_policy != "ignore")
+        self.guard = Guard(self.args.nan_policy, self.optimizer, self.ranks, reads_now=self.reads_now)
+        self.loss = build_loss(trainer, self.model)
+        self.is_alone = self.ranks.world_size == 1
+        self.ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
+        self.training_step = trainer.training_step if trainer.overrides("training_step") else None
+        self.training_step_takes_count = takes(trainer.training_step, "num_items_in_batch")
+        self.empty_cache_steps = self.args.torch_empty_cache_steps if self.moves else None
+        if self.args.auto_find_batch_size:
+            self.update = self.update_in_parts  # type: ignore[method-assign] # decided once, not in every update
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Collects parameters anew; called when an epoch begins, after plugins may have changed the model."""
+        in_optimizer = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.parameters = list({id(p): p for p in [*self.trainer.model.parameters(), *in_optimizer]}.values())
+        max_norm = self.args.max_grad_norm
+        self.clip = build_clipper(self.parameters, max_norm) if max_norm else None
+        self.first_group = self.optimizer.param_groups[0]
+        self.optimizer_step = raw_step(self.optimizer)
+
+    def update(self, window: Sequence[Any], hooks: StepHooks, step: int, *, is_padded: bool = False) -> None:
+        """Trains on the micro-batches of one update.
+
+        Args:
+            window: the micro-batches, at least one.
+            hooks: compiled hooks.
+            step: number of this update, from 1; named in errors.
+            is_padded: the last micro-batch of this rank only keeps ranks in step and counts nothing.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite and the policy is to stop; the weights are untouched.
+        """
+        weights = self.weigh(window, is_padded=is_padded)
+        total: Value = 0.0
+        last = len(window) - 1
+        for index, inputs in enumerate(window):
+            if weights is not None:
+                self.weight = weights[index]
+                if self.is_alone and self.weight == 0.0:
+                    continue  # a micro-batch without targets has no loss
+            if self.moves:
+                inputs = to_device(inputs, self.device)
+            if self.ddp is not None:
+                self.ddp.require_backward_grad_sync = index == last
+            if self.training_step is None:
+                total += self.learn(self.loss(inputs, self.count))
+            else:
+                total += self.learn_as_overridden(inputs)
+            if index < last and hooks.on_substep_end is not None:
+                hooks.on_substep_end(self.trainer)
+        self.apply(total, hooks, step)
+
+    def learn(self, loss: torch.Tensor) -> Value:
+        """Adds the weighted gradient of a micro-batch's loss; gives its share of the update's loss on this rank."""
+        if not self.is_checked:
+            check_loss(loss)
+            self.is_checked = True
+        weight = self.weight
+        if self.count is not None and self.count.was_used:
+            self.count.was_used = False  # the loss is a share of the update's already
+            weight = 0.0 if weight is _NONE else float(self.ranks.world_size)
+        value: Value = loss.item() if self.reads_now else loss.detach()
+        if weight is not _WHOLE:
+            value = value * weight / self.ranks.world_size
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        if weight is _WHOLE:
+            loss.backward()
+        else:
+            loss.backward(gradient=torch.as_tensor(weight, dtype=loss.dtype, device=loss.device).reshape(loss.shape))
+        return value
+
+    def learn_as_overridden(self, inputs: Any) -> Value:
+        """Trains on one micro-batch through the user's `training_step`, which goes backward itself."""
+        assert self.training_step is not None
+        if self.training_step_takes_count:
+            loss = self.training_step(self.model, inputs, self.count)
+        else:
+            loss = self.training_step(self.model, inputs)
+        return loss.item() if self.reads_now else loss.detach()
+
+    def training_step_by_default(self, inputs: Any) -> torch.Tensor:
+        """What `Trainer.training_step` does unless it is overridden; gives the share as a tensor."""
+        return torch.as_tensor(self.learn(self.loss(inputs, self.count)))
+
+    def apply(self, loss: Value, hooks: StepHooks, step: int) -> None:
+        """Updates the weights with the gradients that are there, unless `loss` forbids it; drops the gradients."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.guard.is_on and not self.guard.passes(loss, step):
+            return self.clear_gradients()
+        self.meter.add(loss)
+        self.meter.learning_rate = self.first_group["lr"]
+        if self.clip is not None:
+            self.meter.grad_norm = self.clip()
+        if hooks.on_pre_optimizer_step is not None:
+            hooks.on_pre_optimizer_step(self.trainer)
+        is_done = True
+        if self.scaler is None:
+            self.optimizer_step()
+        else:
+            is_done = self._scaled_step(self.scaler)
+        if hooks.on_optimizer_step is not None:
+            hooks.on_optimizer_step(self.trainer)
+        if is_done and self.schedule_step is not None:
+            self.schedule_step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        if self.empty_cache_steps and step % self.empty_cache_steps == 0:
+            torch.accelerator.memory.empty_cache()
+        return None
+
+    def weigh(self, window: Sequence[Any], *, is_padded: bool) -> list[Weight] | None:
+        """Gives the weight of each micro-batch, or None when there is one micro-batch on one rank.
+
+        Sets `count`, the number of targets of the update, for losses that ask for it.
+        """
+        world_size = self.ranks.world_size
+        is_whole = len(window) == 1 and self.is_alone
+        self.weight = _WHOLE
+        if is_whole and not self.gives_count:
+            return None
+        counts = [count_targets(inputs, self.label_names, shifted=self.is_shifted) for inputs in window]
+        if is_padded:
+            counts[-1] = 0
+        total: Any = sum(counts)
+        if world_size > 1 and self.args.average_tokens_across_devices:
+            total = self.ranks.sum(torch.as_tensor(total, device=self.device))
+        elif self.gives_count:
+            total = torch.as_tensor(total, device=self.device)
+        if self.gives_count:
+            self.count = Count.of(total)
+        if is_whole:
+            return None
+        if isinstance(total, torch.Tensor) and self.device.type == "cpu":
+            total = total.item()
+        if not isinstance(total, torch.Tensor) and total == 0:
+            raise DataError(
+                "update: none of its labels counts, all are -100. Look at the labels that the data collator makes."
+            )
+        weights: list[Weight] = [count * world_size / total for count in counts]
+        if is_padded:
+            weights[-1] = _NONE
+        return weights
+
+    def clear_gradients(self) -> None:
+        """Drops all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _scaled_step(self, scaler: torch.amp.GradScaler) -> bool:
+        """Steps through the gradient scaler; tells whether the weights were updated."""
+        scale = scaler.get_scale()
+        scaler.step(self.optimizer)
+        scaler.update()
+        return bool(scaler.get_scale() >= scale)
+
+    def update_in_parts(self, window: Sequence[Any], hooks: StepHooks, step: int, *, is_padded: bool = False) -> None:
+        """Splits micro-batches in place until an update fits into memory: same samples, same gradient."""
+        generator = torch.random.get_rng_state()
+        while True:
+            parts = [part for inputs in window for part in split_batch(inputs, self.parts)]
+            try:
+                return Stepper.update(self, parts, hooks, step, is_padded=is_padded)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or self.parts >= self.args.per_device_train_batch_size:
+                    raise
+                self.clear_gradients()
+                self.parts *= 2
+                torch.random.set_rng_state(generator)
+                if self.moves:
+                    torch.accelerator.memory.empty_cache()
+                logger.warning(
+                    "step %d: out of memory; micro-batches are trained in %d parts from here on, "
+                    "with the same gradient (auto_find_batch_size).", step, self.parts,
+                )
+
+
+_WHOLE: Weight = float("1")
+"""The weight of a micro-batch that is the whole update, told from others by identity."""
+
+_NONE: Weight = float("0")
+"""The weight of a micro-batch that only keeps ranks in step."""
+
+
+def build_loss(trainer: Trainer, model: torch.nn.Module) -> LossOf:
+    """Gives the function from a batch to its mean loss: the user's, a plugin's, or the model's own."""
+    loss = _loss_without_precision(trainer, model)
+    if trainer.precision is None:
+        return loss
+    kind, dtype = trainer.ranks.device.type, trainer.precision
+
+    def loss_in_precision(inputs: Any, count: Count | None) -> torch.Tensor:
+        with torch.autocast(kind, dtype=dtype):
+            return loss(inputs, count)
+
+    return loss_in_precision
+
+
+def _loss_without_precision(trainer: Trainer, model: torch.nn.Module) -> LossOf:
+    if trainer.overrides("compute_loss"):
+        if trainer.compute_loss_takes_count:
+            return lambda inputs, count: trainer.compute_loss(model, inputs, num_items_in_batch=count)
+        return lambda inputs, count: trainer.compute_loss(model, inputs)
+    if trainer.bus.listens("compute_loss"):
+        return lambda inputs, count: trainer.bus.ask("compute_loss", trainer=trainer, model=model, inputs=inputs)
+    if trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor > 0:
+        return lambda inputs, count: loss_and_outputs(trainer, model, inputs, count)[0]
+    if takes_count(trainer.model):
+        return lambda inputs, count: loss_of(call_model(model, inputs, num_items_in_batch=count))
+    return _own_loss(model)
+
+
+def _own_loss(model: torch.nn.Module) -> LossOf:
+    """Gives the model's own loss with as little as can be between a batch and the model."""
+
+    def own_loss(inputs: Any, count: Count | None) -> torch.Tensor:
+        kind = type(inputs)
+        if kind is dict:
+            outputs = model(**inputs)
+        elif kind is tuple or kind is list:
+            outputs = model(*inputs)
+        else:
+            outputs = call_model(model, inputs)
+        loss = find_loss(outputs)
+        return loss if loss is not None else loss_of(outputs)
+
+    return own_loss
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text

@@ -1,0 +1,65 @@
+"""How a run ends: the closing row of the log, and the best model."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from trainer_core.phases import Signal
+
+if TYPE_CHECKING:
+    from trainer_core.loop import Loop
+    from trainer_core.trainer import Trainer
+
+
+def finish(trainer: Trainer, loop: Loop) -> None:
+    """Logs the closing row, brings back the best model, and sets the outcome."""
+    request = loop.raised.get(Signal.STOP)
+    if request is not None and request.interrupt:
+        trainer.outcome = "interrupted"
+    elif request is not None and request.by != "max_steps":
+        trainer.outcome = "stopped"
+    else:
+        trainer.outcome = "completed"
+    trainer.stop_request = request
+    trainer.train_metrics = closing_metrics(trainer, loop)
+    if trainer.outcome == "interrupted":
+        return  # the row that closes the log is that of the run that finishes
+    trainer.log(trainer.train_metrics)
+    best = trainer.bus.ask("read_best_model", trainer=trainer)
+    if best is not None:
+        trainer.loaded_best_from = best
+
+
+def closing_metrics(trainer: Trainer, loop: Loop) -> dict[str, Any]:
+    """Gives what this call of `train()` did: its rates count only what it trained itself."""
+    seconds = perf_counter() - loop.started
+    updates = trainer.state.global_step - loop.first_step
+    samples = trainer.state.num_samples_seen - loop.first_sample
+    return {
+        "train_runtime": round(seconds, 4),
+        "train_samples_per_second": round(samples / seconds, 3),
+        "train_steps_per_second": round(updates / seconds, 3),
+        "train_loss": mean_train_loss(trainer, loop),
+    }
+
+
+def mean_train_loss(trainer: Trainer, loop: Loop) -> float:
+    """Gives the mean loss of all updates since the run began, over all ranks; 0 for none."""
+    own, updates = loop.meter.mean()
+    (total,) = trainer.ranks.sum_of_numbers(own)
+    return total / updates if updates else 0.0
+
+
+def training_row(trainer: Trainer, loop: Loop) -> dict[str, Any]:
+    """Gives loss, gradient norm and learning rate since the last row; empty when there was no update since."""
+    loop.stepper.guard.settle()
+    meter = loop.meter
+    total, updates = meter.read()
+    if updates == 0:
+        return {}
+    (total,) = trainer.ranks.sum_of_numbers(total)
+    row: dict[str, Any] = {"loss": total / updates}
+    if meter.grad_norm is not None:
+        row["grad_norm"] = float(meter.grad_norm)
+    return row | {"learning_rate": float(meter.learning_rate)}

@@ -1,0 +1,433 @@
+"""The user's face: `Trainer`.
+
+    trainer = Trainer(model=model, args=args, train_dataset=train, eval_dataset=test)
+    trainer.train()
+
+A method that the guide lists as an override point is called by the loop when a subclass overrides it. What happens in
+which order stands in `loop`; this module hands the user's objects over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from trainer_core import assembly, modes
+from trainer_core.arguments import TrainingArguments
+from trainer_core.bus import Bus
+from trainer_core.cadence import Cadence
+from trainer_core.callbacks import TrainerCallback, TrainerControl
+from trainer_core.data import BatchStream, build_eval_loader, build_train_loader, model_columns
+from trainer_core.evaluate import EvalLoopOutput, EvalPrediction, Evaluation, PredictionOutput, plain
+from trainer_core.journal import explain, read
+from trainer_core.loop import Loop
+from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
+from trainer_core.optim import create_optimizer
+from trainer_core.phases import Signal
+from trainer_core.plan import Plan
+from trainer_core.planning import plan_of
+from trainer_core.ranks import Ranks, create_accelerator
+from trainer_core.running import Running
+from trainer_core.schedules import create_schedule
+from trainer_core.snapshot import load_run_state, run_state
+from trainer_core.state import Request, TrainerState
+from trainer_core.weights import write_model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+ComputeMetrics = Callable[..., Mapping[str, Any]]
+Outcome = Literal["", "completed", "stopped", "interrupted", "failed"]
+
+
+class TrainOutput(NamedTuple):
+    """What `train` gives: updates done, mean loss of the updates of this run, and the closing metrics."""
+
+    global_step: int
+    training_loss: float
+    metrics: dict[str, float]
+
+
+class Trainer:
+    """Trains, evaluates and predicts with a PyTorch model.
+
+    Args:
+        model: any module that gives its loss first, under "loss" or as `.loss`; or any module with `compute_loss`.
+        args: settings; the defaults when None.
+        data_collator: makes a batch of a list of samples; pads with `tokenizer`, else stacks, when None.
+        train_dataset: map-style or iterable.
+        eval_dataset: the same, or a mapping from names to datasets (metrics `eval_<name>_…`).
+        tokenizer: used for padding and saved with the model; `processing_class` is the same.
+        model_init: gives the model anew for each `train()`; instead of `model`.
+        compute_metrics: from an `EvalPrediction` to a mapping of numbers.
+        callbacks: callbacks or objects with hook methods; classes or instances. `callback` is the same.
+        optimizers: (optimizer, scheduler), each or both None to have them made from the settings.
+        preprocess_logits_for_metrics: (logits, labels) -> what is kept of them.
+        processing_class: the newer name of `tokenizer`.
+        compute_loss_func: (outputs, labels, num_items_in_batch) -> loss.
+        plugins: further plugins: objects with hook methods, named by their `name` or class.
+
+    Raises:
+        SettingsError: arguments that are missing, unknown or contradict each other; all of them at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        tokenizer: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        callbacks: Iterable[Any] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+        *,
+        processing_class: Any = None,
+        compute_loss_func: LossFunction | None = None,
+        plugins: Iterable[object] = (),
+        **others: Any,
+    ) -> None:
+        self.args = args if args is not None else TrainingArguments()
+        more_callbacks = assembly.check_arguments(self, locals(), others)
+        self.model_init = model_init
+        self.model: nn.Module = model if model is not None else assembly.new_model(self)
+        self.model_wrapped: nn.Module = self.model
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.processing_class = processing_class if processing_class is not None else tokenizer
+        self.data_collator = data_collator if data_collator is not None else assembly.default_collator(self)
+        self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        self.compute_loss_func = compute_loss_func
+        self.optimizer, self.lr_scheduler = optimizers  # type: ignore[assignment] # made before training where None
+        self.users_optimizers = optimizers
+        self.state = TrainerState()
+        self.control = TrainerControl()
+        self.scaler: torch.amp.GradScaler | None = None
+        self.train_stream: BatchStream
+        self.running: Running | None = None
+        self.outcome: Outcome = ""
+        self.stop_request: Request | None = None
+        self.resumed_from: Path | None = None
+        self.loaded_best_from: Path | None = None
+        self.train_metrics: dict[str, float] = {}
+        self.last_plan: Plan | None = None
+        self.train_dataloader: Any = None
+        self.scheduler_step: Callable[[], None] | None = None
+        self.waits_for_metric = False
+        self.eval_cadence = Cadence("no")
+        self.bus = Bus()
+        assembly.register_plugins(self, plugins, [*(callbacks or ()), *more_callbacks])
+        self.bus.tell("on_init_end", trainer=self)
+
+    # Running ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **others: Any) -> TrainOutput:
+        """Trains until the plan is done, a plugin stops the run, or it is interrupted.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest one in `output_dir`.
+            others: none; a misspelt name is answered with the right one.
+
+        Raises:
+            SettingsError: the settings, model and data cannot be trained together; before anything is done.
+        """
+        assembly.check_train_arguments(others)
+        self.running = Running(self, resume_from_checkpoint)
+        with self.running as running:
+            running.loop.run()
+        loss = self.train_metrics["train_loss"]
+        return TrainOutput(self.state.global_step, loss, dict(self.train_metrics))
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Sequence[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluates, logs the metrics and gives them.
+
+        Args:
+            eval_dataset: instead of the trainer's: a dataset, a mapping of datasets, or the name of one.
+            ignore_keys: model outputs to leave out of the predictions.
+            metric_key_prefix: of the metric names.
+        """
+        datasets = modes.eval_datasets(self, eval_dataset)
+        if isinstance(datasets, Mapping):
+            metrics: dict[str, float] = {}
+            for name in datasets:
+                wanted = name if eval_dataset is None or isinstance(eval_dataset, str) else datasets[name]
+                metrics |= self.evaluate(wanted, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        loader = self.get_eval_dataloader(None if eval_dataset is None else datasets)
+        output = self.evaluation_loop(
+            loader,
+            "Evaluation",
+            prediction_loss_only=True if self.compute_metrics is None else None,
+            ignore_keys=ignore_keys,
+            metric_key_prefix=metric_key_prefix,
+        )
+        self.log(output.metrics)
+        self.bus.tell("on_evaluate", trainer=self, metrics=output.metrics)
+        return output.metrics
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: Sequence[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Gives the model's outputs for every row of `test_dataset`, once, in order; with metrics if it has labels."""
+        loader = self.get_test_dataloader(test_dataset)
+        output = self.evaluation_loop(
+            loader, "Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        self.bus.tell("on_predict", trainer=self, metrics=output.metrics)
+        return PredictionOutput(output.predictions, output.label_ids, output.metrics)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Sequence[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Goes over `dataloader` once without gradients; may be overridden."""
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        keys = ignore_keys if ignore_keys is not None else modes.keys_to_ignore(self.model)
+        return Evaluation(self, metric_key_prefix, loss_only=loss_only, ignore_keys=keys).run(dataloader)
+
+    def plan(self) -> Plan:
+        """Gives what `train()` would do, without doing any of it."""
+        return plan_of(self)
+
+    def explain(self, step: int) -> str:
+        """Says in words what happened after update `step` of the last run in `output_dir`, and who asked for it."""
+        if self.running is not None:
+            return explain(self.running.loop.journal.entries, step)
+        path = self.journal_path
+        return explain(list(read(path)) if path is not None and path.exists() else [], step)
+
+    # Override points: data -------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Gives the loader of the training data; may be overridden."""
+        return build_train_loader(self.train_dataset, self.data_collator, self.args, **self._loader_options)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Gives the loader of `eval_dataset` (a dataset, or the name of one of the trainer's); may be overridden."""
+        dataset = modes.eval_datasets(self, eval_dataset)
+        return build_eval_loader(dataset, self.data_collator, self.args, **self._loader_options)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Gives the loader of the data to predict on; may be overridden."""
+        return build_eval_loader(test_dataset, self.data_collator, self.args, **self._loader_options)
+
+    @property
+    def _loader_options(self) -> dict[str, Any]:
+        columns = model_columns(self.model.forward, self.args.label_names) if self.args.remove_unused_columns else None
+        return {
+            "world_size": self.ranks.world_size,
+            "rank": self.ranks.rank,
+            "device": self.ranks.device,
+            "columns": columns,
+        }
+
+    # Override points: optimizer --------------------------------------------------------------------------------
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Makes optimizer and scheduler where there are none; may be overridden."""
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps, self.optimizer)
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Makes `self.optimizer` where there is none; may be overridden."""
+        if self.optimizer is None:
+            asked = self.bus.ask("create_optimizer", trainer=self)
+            self.optimizer = asked if asked is not None else create_optimizer(self.model, self.args, self.ranks.device)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Makes `self.lr_scheduler` where there is none; may be overridden."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer if optimizer is not None else self.optimizer
+            asked = self.bus.ask(
+                "create_scheduler", trainer=self, optimizer=optimizer, num_training_steps=num_training_steps
+            )
+            self.lr_scheduler = asked if asked is not None else create_schedule(optimizer, self.args, num_training_steps)
+        return self.lr_scheduler
+
+    # Override points: steps ------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+    ) -> Any:
+        """Gives the mean loss of a batch, or (loss, outputs); may be overridden.
+
+        An override without `num_items_in_batch` returns a mean over the batch's targets. One with it may return the
+        same, or divide a sum by it: the number of targets of the whole update.
+        """
+        loss, outputs = loss_and_outputs(self, model, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Goes forward and backward with one micro-batch; gives its share of the update's loss; may be overridden."""
+        if self.running is None:
+            raise RuntimeError("Trainer.training_step: is called by the loop. Call train().")
+        return self.running.loop.stepper.training_step_by_default(inputs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Gives (loss, logits, labels) of one batch, without gradients; may be overridden."""
+        return prediction_of(self, model, inputs, loss_only=prediction_loss_only, ignore_keys=ignore_keys)
+
+    def log(self, logs: Mapping[str, Any], start_time: float | None = None) -> None:
+        """Logs a row: adds epoch and step, appends it to `state.log_history`, tells the plugins; may be overridden.
+
+        Args:
+            logs: names and values; it is not changed.
+            start_time: accepted from subclasses written for others; gives `train_runtime` when set, in seconds of `time()`.
+        """
+        row = {name: plain(value) for name, value in logs.items()}
+        if start_time is not None:
+            row["train_runtime"] = round(perf_counter() - start_time, 4)
+        row |= {"epoch": self.state.epoch, "step": self.state.global_step}
+        self.state.log_history.append(row)
+        self.bus.tell("on_log", trainer=self, logs=row)
+
+    # For plugins -----------------------------------------------------------------------------------------------
+
+    def request(self, signal: Signal, *, by: str, why: str, interrupt: bool = False, local: bool = False) -> None:
+        """Asks the run to evaluate, save or stop at the next boundary; see `Loop.request`."""
+        if self.running is None or not self.is_in_train:
+            raise RuntimeError(f"request: {by} asked for {signal.name} while nothing trains. Ask during train().")
+        self.running.loop.request(signal, by=by, why=why, interrupt=interrupt, local=local)
+
+    def log_training_row(self) -> None:
+        """Logs loss, gradient norm and learning rate since the last such row; on all ranks together."""
+        if self.running is not None and (row := self.running.training_row()):
+            self.log(row)
+
+    def add_callback(self, callback: Any) -> None:
+        """Adds a callback or plugin; during a run it takes effect at the next phase boundary."""
+        assembly.add_callback(self, callback)
+
+    def pop_callback(self, callback: Any) -> Any:
+        """Removes a callback by class, instance or name, and gives it; None if there is none."""
+        return assembly.pop_callback(self, callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        """Removes a callback by class, instance or name."""
+        assembly.pop_callback(self, callback)
+
+    def callback_context(self) -> dict[str, Any]:
+        """Gives what callbacks get by keyword."""
+        return {
+            "model": self.model,
+            "tokenizer": self.processing_class,
+            "processing_class": self.processing_class,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.lr_scheduler,
+            "train_dataloader": self.train_dataloader,
+            "eval_dataloader": None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives all that a run needs to go on, but the model's weights, random states and the log history.
+
+        Tensors stay tensors; the rest is what JSON can hold. A plugin's state stands under its name.
+        """
+        return run_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave; during phase INIT."""
+        load_run_state(self, state)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Writes the model (safetensors, with config and tokenizer where there are) into a folder, on the main rank."""
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.ranks.is_main:
+            write_model(self.model, folder, self.processing_class)
+        self.ranks.barrier()
+
+    # What is known ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's object, made at first use."""
+        return create_accelerator(self.args)
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """The processes of this run."""
+        ranks = Ranks(self.accelerator)
+        self.state.is_world_process_zero, self.state.is_local_process_zero = ranks.is_main, ranks.local_rank == 0
+        return ranks
+
+    @property
+    def is_main_rank(self) -> bool:
+        """Whether this process is rank 0."""
+        return self.ranks.is_main
+
+    @property
+    def is_in_train(self) -> bool:
+        """Whether `train()` is running."""
+        return self.running is not None and self.running.is_active
+
+    @property
+    def tokenizer(self) -> Any:
+        """The guide's name of `processing_class`."""
+        return self.processing_class
+
+    @property
+    def journal_path(self) -> Path | None:
+        """Where this rank's journal is."""
+        name = "journal.jsonl" if self.ranks.is_main else f"journal-rank{self.ranks.rank}.jsonl"
+        return Path(self.args.output_dir) / name
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """The columns that are labels."""
+        return modes.label_names(self)
+
+    @cached_property
+    def is_shifted(self) -> bool:
+        """Whether the model is a causal language model that shifts its labels."""
+        return is_shifted(self.model)
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The type of autocast, or None for full precision."""
+        return modes.autocast_type(self.args)
+
+    @cached_property
+    def compute_loss_takes_count(self) -> bool:
+        """Whether an overridden `compute_loss` has the argument `num_items_in_batch`."""
+        return self.overrides("compute_loss") and takes(self.compute_loss, "num_items_in_batch")
+
+    def overrides(self, method: str) -> bool:
+        """Tells whether a subclass (or the instance) has a `method` of its own."""
+        return method in vars(self) or getattr(type(self), method) is not getattr(Trainer, method)
+
+    def evaluation_model(self) -> AbstractContextManager[nn.Module]:
+        """Gives a context in which the model is in evaluation mode; it goes back to what it was."""
+        return modes.evaluation_model(self)
+
+    def main_input(self, inputs: Any) -> Any:
+        """Gives the model's main input of a batch."""
+        return modes.main_input(self.model, inputs)
+
+
+__all__ = ["Cadence", "EvalPrediction", "TrainOutput", "Trainer", "TrainerCallback"]
