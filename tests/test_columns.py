@@ -96,3 +96,13 @@ def test_lengths_come_from_the_column_or_from_input_ids(make, column, lengths):
 def test_samples_without_a_length_are_refused(make):
     with pytest.raises(DataError, match=r"group_by_length needs a column 'length' or 'input_ids', got .*'random'"):
         sample_lengths(make(), "length")
+
+
+def test_a_forward_of_positional_arguments_alone_takes_anything():
+    assert model_columns(lambda *inputs: inputs, None).unused(["text"]) == []
+
+
+def test_all_columns_used_leaves_dataset_and_collator_as_they_are():
+    dataset = hf_dataset(input_ids=[[1]], label=[0])
+    assert drop_unused_columns(dataset, default_data_collator, COLUMNS) == (dataset, default_data_collator)
+    assert ColumnFilter(default_data_collator, COLUMNS)([{"input_ids": [1]}])["input_ids"].tolist() == [[1]]

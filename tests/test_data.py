@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,7 +145,8 @@ def test_augmented_batches_are_equal_with_workers_after_a_cut_and_leave_the_runs
     alone = build(dataset, collate)
     expected = [plain(alone.epoch(epoch)) for epoch in (0, 1)]
     assert expected[0] != expected[1]
-    torch.rand(3), np.random.randn(), random.gauss(0, 1)
+    assert torch.equal(states(), run)
+    draw()
     run = states()
     for workers in (0, 2):
         for persistent in (False, True) if workers else (False,):
@@ -152,6 +154,25 @@ def test_augmented_batches_are_equal_with_workers_after_a_cut_and_leave_the_runs
             assert plain(resumed.epoch(0, 2)) == expected[0][2:]
             assert plain(resumed.epoch(1)) == expected[1]
             assert torch.equal(states(), run)
+
+
+@pytest.mark.parametrize("dataset", [Drawing(), Items()], ids=lambda d: type(d).__name__)
+def test_an_epoch_that_is_left_early_leaves_nothing_to_the_next(dataset):
+    expected = plain(train_stream(dataset).epoch(1))
+    batches = train_stream(dataset, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    next(batches.epoch(0))
+    assert plain(batches.epoch(1)) == expected
+
+
+@pytest.mark.parametrize("dataset", [Drawing(), Items()], ids=lambda d: type(d).__name__)
+def test_a_collator_draws_anew_for_each_micro_batch_epoch_and_rank(dataset):
+    noises = [
+        tuple(batch["noise"])
+        for rank in (0, 1)
+        for epoch in (0, 1)
+        for batch in plain(train_stream(dataset, drawing_collator, world_size=2, rank=rank).epoch(epoch))
+    ]
+    assert len(set(noises)) == len(noises) == 12
 
 
 def test_spawned_workers_give_the_same_batches():
@@ -226,7 +247,8 @@ def test_padding_of_a_stream_is_seen_through_a_worker():
     batches = train_stream(iter_of(9), world_size=2, rank=1, dataloader_num_workers=1)
     seen = [(batch.tolist(), batches.last_is_padding) for batch in batches.epoch(0)]
     assert seen == [([4, 5, 6, 7], False), ([8], True)]
-    assert not batches.last_is_padding or (next(batches.epoch(1)) is not None and not batches.last_is_padding)
+    next(batches.epoch(1))
+    assert not batches.last_is_padding
 
 
 @settings(max_examples=40, deadline=None)
@@ -270,7 +292,7 @@ TENSORS = TensorDataset(torch.randn(22, 3), torch.arange(22))
 @pytest.mark.parametrize("dataset", [TENSORS, Subset(TENSORS, [5, -1, 3, 0, 7, 7])], ids=["whole", "subset"])
 def test_tensors_indexed_once_equal_tensors_stacked(dataset):
     fast = list(train_stream(dataset).epoch(0))
-    slow = list(train_stream(dataset, default_data_collator).epoch(0))
+    slow = list(train_stream(dataset, partial(default_data_collator)).epoch(0))
     assert [type(batch) for batch in fast] == [tuple] * len(slow)
     for one, other in zip(fast, slow, strict=True):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))

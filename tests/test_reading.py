@@ -67,6 +67,13 @@ def test_a_users_loader_is_left_as_it_was():
     assert loader.batch_sampler is sampler
 
 
+def test_a_loader_whose_workers_already_run_can_be_read():
+    loader = shuffled(Rows(), num_workers=1, persistent_workers=True)
+    list(loader)
+    expected = lists(stream(shuffled(Rows())).epoch(0))
+    assert lists(stream(loader).epoch(0, 2)) == expected[2:]
+
+
 def test_whoever_has_set_epoch_is_told():
     class Sampler(RandomSampler):
         told = ()

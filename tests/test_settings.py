@@ -1,12 +1,9 @@
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from trainer_core.errors import SettingsError
-from trainer_core.settings import Cadence, Given, Interval, Remedy, Section, StepCount, problem
+from trainer_core.settings import Given, Interval, Remedy, Section, StepCount, problem
 from trainer_core.validation import fill
 
 
@@ -49,7 +46,11 @@ def mistakes(**values):
         ("names", "a", "must be a list, got 'a' (from train.yaml). Put it in square brackets."),
         ("factor", 1, "must be less than 1, got 1 (from train.yaml). Use a value below 1."),
         ("factor", float("nan"), "must be a finite number, got nan (from train.yaml). Give a finite number."),
-        ("either", 1.5, "must be a whole number or text, got 1.5 (from train.yaml). Give a whole number, for example 1."),
+        (
+            "either",
+            1.5,
+            "must be a whole number or text, got 1.5 (from train.yaml). Give a whole number, for example 1.",
+        ),
         ("every", 1.5, "must be a whole number of steps or a share below 1, got 1.5 (from train.yaml). Round it."),
     ],
 )
@@ -95,36 +96,38 @@ def test_a_section_contradicts_nothing_by_default():
     assert list(Patience().contradictions(None)) == []
 
 
-def test_a_cadence_of_steps_recurs_with_them():
-    assert [step for step in range(8) if Cadence("steps", 3).due(step)] == [3, 6]
+def test_a_mistake_inside_a_mapping_names_the_way_to_it():
+    class Nested(Section):
+        sizes: dict[str, int] = Field(default_factory=dict)
+
+    given = {"sizes": Given({"a": "x"}, "train.yaml", "sizes")}
+    assert fill(Nested.__new__(Nested), given, "nested") == [
+        "sizes.a: must be a whole number, got 'x' (from train.yaml). Give a whole number."
+    ]
 
 
-@pytest.mark.parametrize("strategy", ["no", "epoch", "best"])
-def test_other_cadences_have_no_interval(strategy):
-    assert (Cadence(strategy, 3).resolve(9), Cadence(strategy).due(3)) == (None, False)
+def test_a_validator_of_the_whole_section_speaks_for_it():
+    class Pair(Section):
+        low: int = 0
+        high: int = 0
+
+        @model_validator(mode="after")
+        def _is_ordered(self):
+            if self.low > self.high:
+                raise ValueError("low is above high. Swap them.")
+            return self
+
+    assert fill(Pair.__new__(Pair), {"low": Given(1)}, "pair") == ["pair: low is above high. Swap them."]
 
 
-@pytest.mark.parametrize(("share", "max_steps", "interval"), [(0.1, 70, 7), (0.3, 10, 3), (0.25, 10, 3), (0.001, 5, 1)])
-def test_a_share_of_all_steps_is_rounded_up(share, max_steps, interval):
-    assert Cadence("steps", share).resolve(max_steps) == interval
+def test_a_mistake_that_has_no_words_of_ours_keeps_pydantic_s():
+    class Odd(Section):
+        many: Annotated[list[int], Field(max_length=1)] = Field(default_factory=list)
 
-
-@given(st.floats(0.001, 0.999), st.integers(1, 10**6))
-def test_a_share_gives_an_interval_within_the_run(share, max_steps):
-    interval = Cadence("steps", share).resolve(max_steps)
-    assert 1 <= interval <= max_steps
-    assert interval - 1 <= max_steps * share <= interval + 1e-6
-
-
-@pytest.mark.parametrize("every", [None, 0, -1, float("inf")])
-def test_a_cadence_without_interval_is_refused(every):
-    with pytest.raises(SettingsError, match="must be above 0 with strategy 'steps'"):
-        Cadence("steps", every)
-
-
-def test_a_share_of_unknown_length_is_refused():
-    with pytest.raises(SettingsError, match="share of all steps, which are unknown"):
-        Cadence("steps", 0.5).resolve(None)
+    told = fill(Odd.__new__(Odd), {"many": Given([1, 2], "train.yaml", "many")}, "odd")
+    assert told == [
+        "many: List should have at most 1 item after validation, not 2, got [1, 2] (from train.yaml). Change it."
+    ]
 
 
 def test_intervals_are_whole_where_they_count_steps():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -25,9 +25,9 @@ def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None) 
         ModelError: there is no such list in it.
     """
     if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(options) if options else None)
-        disable: Callable[[], None] = model.gradient_checkpointing_disable
-        return disable
+        enable = cast("Callable[..., None]", model.gradient_checkpointing_enable)
+        enable(gradient_checkpointing_kwargs=dict(options) if options else None)
+        return cast("Callable[[], None]", model.gradient_checkpointing_disable)
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     inside = {id(below) for outer in lists for below in outer.modules() if below is not outer}
     blocks = [block for outer in lists if id(outer) not in inside for block in outer if any(block.parameters())]

@@ -149,7 +149,8 @@ class TrainingArguments(
         flat = words.aliases.get(name, name)
         if flat in words.flat or flat in words.switches:
             return self._flat(words, flat)
-        raise AttributeError(f"TrainingArguments has no option {name!r}.{did_you_mean(name, words.names())}")
+        what, remedy = words.unknown(name)
+        raise AttributeError(f"{name}: {what}. {remedy}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name.startswith("_"):

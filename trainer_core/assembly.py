@@ -36,11 +36,12 @@ def check_arguments(trainer: Trainer, given: Mapping[str, Any], others: dict[str
     problems += _problems_of_model(given["model"], given["model_init"])
     if not isinstance(trainer.args, TrainingArguments):
         problems.append(
-            f"args: must be TrainingArguments, got {type(trainer.args).__name__}. Pass trainer_core.TrainingArguments(...)."
+            f"args: must be TrainingArguments, got {type(trainer.args).__name__}. Pass trainer_core.TrainingArguments."
         )
     elif trainer.args.eval_strategy != "no" and given["eval_dataset"] is None and not _overrides_eval_loader(trainer):
         problems.append(
-            f"eval_dataset: is needed, eval_strategy is {trainer.args.eval_strategy!r}. Pass one, or set eval_strategy='no'."
+            f"eval_dataset: is needed, eval_strategy is {trainer.args.eval_strategy!r}. "
+            f"Pass one, or set eval_strategy='no'."
         )
     if given["tokenizer"] is not None and given["processing_class"] is not None:
         problems.append("processing_class: is tokenizer by its newer name. Pass one of the two.")
@@ -130,7 +131,7 @@ def check_train_arguments(others: Mapping[str, Any]) -> None:
 
 
 def _unknown(kind: type, name: str) -> str:
-    known = [parameter for parameter in inspect.signature(kind.__init__).parameters if parameter != "self"]
+    known = [parameter for parameter in inspect.signature(kind).parameters if parameter != "others"]
     if name in TrainingArguments.model_fields:
         return f"{name}: is a setting, not an argument of {kind.__name__}. Pass it to TrainingArguments."
     remedy = _REMEDIES.get(name, f"Arguments are {', '.join(known)}.")
@@ -155,9 +156,13 @@ def _problems_of_optimizers(optimizers: Any, model_init: Any) -> list[str]:
     optimizer, scheduler = optimizers
     problems = []
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        problems.append(f"optimizers: the first must be a torch optimizer, got {type(optimizer).__name__}. Pass one, or None.")
+        problems.append(
+            f"optimizers: the first must be a torch optimizer, got {type(optimizer).__name__}. Pass one, or None."
+        )
     if scheduler is not None and not hasattr(scheduler, "step"):
-        problems.append(f"optimizers: the second must be a scheduler, got {type(scheduler).__name__}. Pass one, or None.")
+        problems.append(
+            f"optimizers: the second must be a scheduler, got {type(scheduler).__name__}. Pass one, or None."
+        )
     if optimizer is not None and model_init is not None:
         problems.append("optimizers: hold parameters of a model that model_init makes anew. Override create_optimizer.")
     return problems

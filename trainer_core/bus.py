@@ -15,6 +15,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -113,7 +114,7 @@ class Bus:
 
     members: dict[str, Member] = field(default_factory=dict)
     is_stale: bool = True
-    _manager: _Manager = field(default_factory=lambda: _new_manager())
+    _manager: _Manager = field(default_factory=lambda: _new_manager())  # noqa: PLW0108 # it is defined below
     _implementations: dict[str, tuple[Implementation, ...]] = field(default_factory=dict)
     _step_hooks: tuple[StepHooks, StepHooks] | None = None
 
@@ -200,7 +201,9 @@ class Bus:
     def _implementations_of(self, hook: str) -> tuple[Implementation, ...]:
         places = {id(member.plugin): place for place, member in enumerate(self.members.values())}
         members = {id(member.plugin): member for member in self.members.values()}
-        found = [impl for impl in getattr(self._manager.hook, hook).get_hookimpls() if not members[id(impl.plugin)].is_off]
+        found = [
+            impl for impl in getattr(self._manager.hook, hook).get_hookimpls() if not members[id(impl.plugin)].is_off
+        ]
         found.sort(key=lambda impl: (not impl.tryfirst, impl.trylast, places[id(impl.plugin)]))
         compiled = tuple(
             Implementation(members[id(impl.plugin)], hook, impl.function, tuple(impl.argnames)) for impl in found
@@ -275,7 +278,7 @@ class Bus:
             implementation = next(impl for impl in caller.get_hookimpls() if impl.plugin is plugin)
             if implementation.hookwrapper or implementation.wrapper:
                 raise PluginError(
-                    f"plugin {name!r}: {caller.name} is a hook wrapper. Write a plain hook and order it with before/after."
+                    f"plugin {name!r}: {caller.name} is a hook wrapper. Write a plain hook, ordered by before/after."
                 )
             if caller.spec is None:
                 hint = did_you_mean(caller.name, _SPECS) or f" Hooks are {', '.join(sorted(_SPECS))}."
@@ -325,7 +328,7 @@ def _taking_trainer(implementation: Implementation) -> StepHook:
 
 
 def _refuse_doubled(hook: str, members: list[Member]) -> None:
-    for first, second in zip(members, members[1:], strict=False):
+    for first, second in pairwise(members):
         if second.name not in first.before and first.name not in second.after:
             raise PluginError(
                 f"plugins {first.name!r} and {second.name!r}: both answer {hook}. "

@@ -51,8 +51,8 @@ class TrainerCallback:
     """Base of callbacks; override the events of `EVENTS` that matter.
 
     Every event is called with `args`, `state`, `control` and, by keyword, `model`, `tokenizer`, `processing_class`,
-    `optimizer`, `lr_scheduler`, `train_dataloader`, `eval_dataloader`, and `metrics` or `logs` where they belong. It may
-    return nothing, the control, or a mapping of control flags.
+    `optimizer`, `lr_scheduler`, `train_dataloader`, `eval_dataloader`, and `metrics` or `logs` where they belong.
+    It may return nothing, the control, or a mapping of control flags.
     """
 
 

@@ -114,8 +114,8 @@ class Collector:
         if outputs is None:
             return tree
         raise DataError(
-            f"evaluation: cannot collect an output of type {type(outputs).__name__}. Return tensors, or tuples, lists and "
-            f"mappings of tensors, or name it in ignore_keys."
+            f"evaluation: cannot collect an output of type {type(outputs).__name__}. "
+            f"Return tensors, or tuples, lists and mappings of tensors, or name it in ignore_keys."
         )
 
 

@@ -49,8 +49,8 @@ def read_command_line(words: Vocabulary, argv: Sequence[str] | None) -> tuple[li
     """
     line = list(_joined(sys.argv[1:] if argv is None else argv))
     found, rest = _build_parser(words).parse_known_args(line)
-    values: dict[str, Any] = vars(found)
-    files = [file for file in values.pop("config") if file != _NO_VALUE]
+    files = [file for file in vars(found).pop("config") if file != _NO_VALUE]
+    values = {name: _one_or_many(value) for name, value in vars(found).items()}
     given = [*values.items(), *_unknown(rest)]
     problems = [
         f"{name}: needs a value on the command line. Write --{name} VALUE."
@@ -60,6 +60,11 @@ def read_command_line(words: Vocabulary, argv: Sequence[str] | None) -> tuple[li
     stray = [f"command line: belongs to no option, got {token!r}. Write --option VALUE." for token in _stray(rest)]
     entries = [Given(value, SOURCE, name) for name, value in given if value != _NO_VALUE]
     return files, Layer(entries, "text", [*problems, *stray])
+
+
+def _one_or_many(value: object) -> object:
+    """Gives a single value as text, which may say None or hold a list in JSON."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _joined(argv: Sequence[str]) -> Iterator[str]:

@@ -75,9 +75,7 @@ def _plugin_class(point: EntryPoint) -> type:
 
 
 def _origin(point: EntryPoint) -> str:
-    if point.dist is None:
-        return point.value
-    return f"{point.value} of {point.dist.name} {point.dist.version}"
+    return f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist is not None else point.value
 
 
 def _broken(point: EntryPoint, what: str) -> str:

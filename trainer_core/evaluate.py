@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from trainer_core.collection import Collector, concatenated, map_tree
-from trainer_core.data import batch_size_of, count_targets, stream, to_device
+from trainer_core.data import batch_size_of, count_targets, restore_order, stream, to_device
 from trainer_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Evaluation:
         """Evaluates every row of `loader` and gives predictions, labels and metrics of all ranks."""
         started = perf_counter()
         batches = stream(loader)
+        self.is_dealt_singly = batches.is_dealt_singly
         flush_every = 1 if self.ranks.device.type == "cpu" else self.args.eval_accumulation_steps
         self.collectors = {name: Collector(batches.num_rows, flush_every) for name in EvalPrediction.__annotations__}
         listens = self.trainer.bus.listens("on_prediction_step")
@@ -140,7 +141,11 @@ class Evaluation:
 
     def _stream(self, batch: EvalPrediction | None) -> None:
         """Hands the batches of all ranks to `compute_metrics`, one call each; the last waits for `compute_result`."""
-        host = None if batch is None else EvalPrediction(*(map_tree(_to_numpy, getattr(batch, name)) for name in self.collectors))
+        host = (
+            None
+            if batch is None
+            else EvalPrediction(*(map_tree(_to_numpy, getattr(batch, name)) for name in self.collectors))
+        )
         for share in self.ranks.gather_objects(host):
             if share is not None:
                 if self.held is not None:
@@ -158,7 +163,11 @@ class Evaluation:
             return EvalPrediction(None, None)
         arrays = {name: collector.arrays() for name, collector in self.collectors.items()}
         shares = self.ranks.gather_objects(arrays)
-        return EvalPrediction(**{name: concatenated([share[name] for share in shares]) for name in arrays})
+        joined = {name: concatenated([share[name] for share in shares]) for name in arrays}
+        if self.is_dealt_singly and len(shares) > 1:
+            order = restore_order(self.ranks.gather_objects(self.num_rows))
+            joined = map_tree(lambda rows: rows[order], joined)
+        return EvalPrediction(**joined)
 
     def _metrics(self, outputs: EvalPrediction) -> Mapping[str, Any]:
         if self.streams_metrics:
@@ -196,7 +205,9 @@ class Evaluation:
             "samples_per_second": round(num_rows / seconds, 3),
             "steps_per_second": round(num_batches / seconds, 3),
         }
-        prefixed = {name if name.startswith(f"{self.prefix}_") else f"{self.prefix}_{name}": v for name, v in named.items()}
+        prefixed = {
+            name if name.startswith(f"{self.prefix}_") else f"{self.prefix}_{name}": v for name, v in named.items()
+        }
         return EvalLoopOutput(outputs.predictions, outputs.label_ids, prefixed, int(num_rows))
 
 

@@ -45,7 +45,7 @@ class BatchFetcher(Dataset[Any]):
         self._collate_purpose = Purpose.COLLATE if training else Purpose.EVAL_COLLATE
         self._read: Callable[[BatchIndices], Any] = _reader(dataset)
         self._collate = collate
-        if collate is default_data_collator and (rows_of := _tensor_reader(dataset)):
+        if _unfiltered(collate) is default_data_collator and (rows_of := _tensor_reader(dataset)):  # rows are tuples
             self._read, self._collate = rows_of, as_it_is
         self._set_epoch: Callable[[int], object] | None = getattr(dataset, "set_epoch", None)
         self._epoch = -1
@@ -158,7 +158,12 @@ def as_it_is(batch: Any) -> Any:
 
 
 def _collates_quietly(collate: Collate) -> bool:
-    return is_own_collator(collate.collate if isinstance(collate, ColumnFilter) else collate)
+    return is_own_collator(_unfiltered(collate))
+
+
+def _unfiltered(collate: Collate) -> Collate:
+    """Gives the collator that a filter of columns, which passes rows that are tuples as they are, hands on to."""
+    return collate.collate if isinstance(collate, ColumnFilter) else collate
 
 
 def _draws_nothing(dataset: Any) -> bool:
@@ -170,5 +175,5 @@ def _draws_nothing(dataset: Any) -> bool:
     if kind is ConcatDataset:
         return all(map(_draws_nothing, dataset.datasets))
     if kind.__module__.startswith("datasets."):
-        return getattr(dataset, "format", {}).get("type", "custom") != "custom"  # "custom" is a transform
+        return bool(getattr(dataset, "format", {}).get("type", "custom") != "custom")  # "custom" is a transform
     return False

@@ -2,8 +2,8 @@
 
 On the CPU the loss of a micro-batch is read at once. On an accelerator nothing waits for the device: the verdict
 stays there as the `found_inf` of a fused optimizer, which then passes over the update, and is read by the host
-when a row is logged, before an evaluation or a save, and at the end. With the policy "stop" the verdict sticks, so that no later
-update is made before the host has read it.
+when a row is logged, before an evaluation or a save, and at the end. With the policy "stop" the verdict sticks, so
+that no later update is made before the host has read it.
 """
 
 from __future__ import annotations

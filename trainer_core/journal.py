@@ -81,7 +81,7 @@ class Journal:
             next="" if target is None else target.name,
             signal=signal.name,
             by="loop" if request is None else request.by,
-            why=_PLAIN_REASONS.get(signal, "") if request is None else request.why,
+            why="nothing else was asked for" if request is None else request.why,
             rank=self.rank,
             time=round(time(), 3),
             run=self.run,
@@ -107,12 +107,6 @@ class Journal:
             self._file.flush()
 
 
-_PLAIN_REASONS: Mapping[Signal, str] = {
-    Signal.READY: "nothing else was asked for",
-    Signal.EPOCH_END: "no epoch is open, or its data is used up",
-}
-
-
 def read(path: Path) -> Iterator[Entry]:
     """Gives the entries of a journal file, oldest first; half lines and lines of other kinds are passed over."""
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -124,6 +118,13 @@ def read(path: Path) -> Iterator[Entry]:
                 continue
 
 
+def last_run(path: Path) -> list[Entry]:
+    """Gives the entries of the last run in a journal file, with those of the runs that it resumed; none without a file."""
+    entries = list(read(path)) if path.is_file() else []
+    starts = [place for place, entry in enumerate(entries) if entry.phase == Phase.INIT.name and entry.step == 0]
+    return entries[starts[-1] :] if starts else entries
+
+
 def explain(entries: list[Entry], step: int) -> str:
     """Says in words what happened at update `step` and who asked for it."""
     told: list[str] = []
@@ -131,7 +132,7 @@ def explain(entries: list[Entry], step: int) -> str:
         if entry.phase == Phase.STEP.name and entry.first_step <= step <= entry.step:
             told.append(_updates_in_words(entry))
         if entry.step == step and entry.next not in ("", Phase.STEP.name):
-            told.append(f"{_VERBS[entry.next]} because {entry.by} asked for it: {entry.why}.")
+            told.append(_transition_in_words(entry))
         elif entry.step == step and entry.next == "":
             told.append(f"The run ended in phase {entry.phase}: {entry.by}: {entry.why}.")
     if not told:
@@ -145,12 +146,17 @@ def _updates_in_words(entry: Entry) -> str:
     return f"updates {entry.first_step} to {entry.step} were done in {entry.seconds:.3g} s."
 
 
+def _transition_in_words(entry: Entry) -> str:
+    if entry.by == "loop":
+        return f"{entry.why[0].upper()}{entry.why[1:]}."
+    return f"{_VERBS[entry.next]}, asked by {entry.by}: {entry.why}."
+
+
 _VERBS: Mapping[str, str] = {
     Phase.EVAL.name: "Evaluated",
     Phase.SAVE.name: "Saved",
     Phase.STOP.name: "Stopped",
-    Phase.EPOCH.name: "Went to an epoch's boundary",
-    Phase.INIT.name: "Began",
+    Phase.EPOCH.name: "Left the epoch",
 }
 
 

@@ -59,7 +59,7 @@ class Loop:
         self.ranks = trainer.ranks
         self.resume_from = resume_from
         self.phase = Phase.INIT
-        self.raised: dict[Signal, Request | None] = {}
+        self.raised: dict[Signal, Request] = {}
         self.local_requests: list[Request] = []
         self.journal = Journal(trainer.journal_path, self.ranks.rank)
         self.meter = LossMeter(self.ranks.device)
@@ -103,24 +103,24 @@ class Loop:
 
     def init(self) -> None:
         """Prepares everything, loads a checkpoint, tells the plugins, and asks for what is due before training."""
-        trainer, state = self.trainer, self.state
+        trainer, state, args = self.trainer, self.state, self.args
         prepare(trainer)
         self.stream = trainer.train_stream
         self.stepper = Stepper(trainer, self.meter)
         if self.stream.num_rows is not None:
-            self.samples_of_full_window = trainer.last_plan.global_batch_size
+            self.samples_of_full_window = args.per_device_train_batch_size * self.accumulation * self.ranks.world_size
         if self.resume_from:
             load_checkpoint(trainer, self.resume_from)
         self.hooks, self.timed_hooks = self.bus.step_hooks()
         self.first_step, self.first_sample = state.global_step, state.num_samples_seen
         self.started = perf_counter()
         self.bus.tell("on_train_begin", trainer=trainer)
-        self.raise_signal(Signal.EPOCH_END)
+        self.end_epoch("no epoch is open yet")
         if state.stopped_by is not None:
             self.request(Signal.STOP, by=state.stopped_by["by"], why=state.stopped_by["why"])
         if state.global_step >= state.max_steps:
             self.request(Signal.STOP, by="max_steps", why=f"all {state.max_steps} updates are done")
-        elif self.args.eval_on_start and state.global_step == 0:
+        elif args.eval_on_start and state.global_step == 0:
             self.request(Signal.EVAL, by="eval_on_start", why="before the first update")
 
     def epoch(self) -> None:
@@ -146,7 +146,7 @@ class Loop:
         if self.args.eval_strategy == "epoch" and state.epoch >= self.args.eval_delay:
             self.request(Signal.EVAL, by="eval_strategy", why=f"the end of epoch {state.epoch:g}")
         self.bus.tell("on_epoch_end", trainer=self.trainer)
-        self.raise_signal(Signal.EPOCH_END)
+        self.end_epoch(f"epoch {state.epoch:g} is closed")
 
     def step(self) -> None:
         """Does one update: fetch its micro-batches, train, count, tell, and ask for what is due after it."""
@@ -154,7 +154,8 @@ class Loop:
         assert self.batches is not None
         window = list(islice(self.batches, self.accumulation))
         if not window:
-            return self.end_of_data()
+            self.end_of_data()
+            return
         step = state.global_step + 1
         hooks = self.hooks if step % SAMPLE_EVERY else self.timed_hooks
         if hooks.on_step_begin is not None:
@@ -162,11 +163,11 @@ class Loop:
         state.batches_done += len(window)
         state.num_samples_seen += self.num_samples(window)
         is_last = state.batches_done == self.stream.num_batches
-        self.stepper.update(window, hooks, step, is_padded=is_last and self.stream.last_is_padding)
+        self.stepper.update(window, hooks, step, is_padded=self.is_padded(is_last))
         state.global_step = step
         state.epoch = self.fraction(is_last)
         if is_last:
-            self.raise_signal(Signal.EPOCH_END)
+            self.end_epoch(f"the data of epoch {state.epochs_done + 1} is used up")
         if step >= state.max_steps:
             self.request(Signal.STOP, by="max_steps", why=f"all {step} updates are done")
         if trainer.eval_cadence.is_due(step, state.max_steps):
@@ -217,9 +218,9 @@ class Loop:
         if signal is Signal.STOP and is_first and not interrupt and by != "max_steps":
             self.state.stopped_by = {"by": by, "why": why}
 
-    def raise_signal(self, signal: Signal) -> None:
-        """Raises a signal of the loop's own, which needs no author."""
-        self.raised.setdefault(signal, None)
+    def end_epoch(self, why: str) -> None:
+        """Raises EPOCH_END in the loop's own name."""
+        self.raised.setdefault(Signal.EPOCH_END, Request(Signal.EPOCH_END, "loop", why))
 
     def drop_served(self) -> None:
         """Takes back requests for an evaluation or a save that this update already had."""
@@ -237,21 +238,26 @@ class Loop:
         if self.ranks.max(flag).item():
             for rank, requests in enumerate(self.ranks.gather_objects(self.local_requests)):
                 for request in requests:
-                    self.request(request.signal, by=f"{request.by} (rank {rank})", why=request.why,
-                                 interrupt=request.interrupt)
+                    self.request(
+                        request.signal, by=f"{request.by} (rank {rank})", why=request.why, interrupt=request.interrupt
+                    )
             self.local_requests = []
 
     def end_of_data(self) -> None:
         """The data of an epoch without a known length is used up."""
         if self.state.batches_done == 0:
             raise DataError(
-                "train_dataset: gives no batch. Pass a dataset with at least one sample, or turn dataloader_drop_last off."
+                "train_dataset: gives no batch. Pass one with at least one sample, or turn dataloader_drop_last off."
             )
-        self.raise_signal(Signal.EPOCH_END)
+        self.end_epoch(f"the data of epoch {self.state.epochs_done + 1} is used up")
 
     def num_samples(self, window: list[Any]) -> int:
         """Gives how many samples an update trains on, over all ranks."""
-        if self.samples_of_full_window and len(window) == self.accumulation and self.state.batches_done != self.stream.num_batches:
+        if (
+            self.samples_of_full_window
+            and len(window) == self.accumulation
+            and self.state.batches_done != self.stream.num_batches
+        ):
             return self.samples_of_full_window
         own = sum(batch_size_of(inputs) for inputs in window)
         return int(self.ranks.sum_of_numbers(own)[0])
@@ -261,6 +267,10 @@ class Loop:
         self.journal.close()
         if hasattr(self, "stepper"):
             self.stepper.guard.release()
+
+    def is_padded(self, is_last: bool) -> bool:
+        """Tells whether the last micro-batch fetched only keeps this rank in step with the others."""
+        return self.stream.last_is_padding and (is_last or self.stream.num_batches is None)
 
     def fraction(self, is_last: bool) -> float:
         """Gives epochs trained, with the fraction of the open one (0 where its length is unknown)."""

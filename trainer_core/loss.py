@@ -118,7 +118,9 @@ def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: tor
         return trainer.compute_loss_func(outputs, labels, count), outputs
     outputs = call_model(model, inputs)
     if not isinstance(labels, torch.Tensor):
-        raise ModelError("label_smoothing_factor: needs one label tensor in the batch. Set it to 0, or set label_names.")
+        raise ModelError(
+            "label_smoothing_factor: needs one label tensor in the batch. Set it to 0, or set label_names."
+        )
     return smoothed_loss(outputs, labels, factor, shifted=trainer.is_shifted), outputs
 
 
@@ -148,7 +150,11 @@ def prediction_of(
             loss = loss.detach().mean() if isinstance(loss, torch.Tensor) else None
     if loss_only:
         return loss, None, None
-    return loss, _predictions(outputs, ignore_keys or (), has_loss=labels is not None and find_loss(outputs) is not None), labels
+    return (
+        loss,
+        _predictions(outputs, ignore_keys or (), has_loss=labels is not None and find_loss(outputs) is not None),
+        labels,
+    )
 
 
 def _predictions(outputs: Any, ignore_keys: Sequence[str], *, has_loss: bool) -> Any:
@@ -203,7 +209,7 @@ def is_shifted(model: nn.Module) -> bool:
 
 
 def takes_count(model: nn.Module) -> bool:
-    """Tells whether the model's forward wants `num_items_in_batch`: by name, or as a transformers model by `**kwargs`."""
+    """Tells whether forward wants `num_items_in_batch`: by name, or as that of a transformers model by `**kwargs`."""
     parameters = inspect.signature(model.forward).parameters
     if "num_items_in_batch" in parameters:
         return True

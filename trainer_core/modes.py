@@ -82,8 +82,10 @@ def eval_datasets(trainer: Trainer, wanted: Any) -> Any:
         if not isinstance(own, Mapping) or wanted not in own:
             names = list(own) if isinstance(own, Mapping) else []
             raise SettingsError(
-                [f"eval_dataset: there is none called {wanted!r}.{did_you_mean(wanted, names)} "
-                 f"Pass a dataset, or one of the names {names}."]
+                [
+                    f"eval_dataset: there is none called {wanted!r}.{did_you_mean(wanted, names)} "
+                    f"Pass a dataset, or one of the names {names}."
+                ]
             )
         return own[wanted]
     dataset = wanted if wanted is not None else own

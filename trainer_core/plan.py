@@ -76,7 +76,8 @@ class Plan:
         """The global batch size, written out."""
         return (
             f"{self.batch_size} a micro-batch × {self.gradient_accumulation_steps} accumulated × "
-            f"{self.world_size} {'rank' if self.world_size == 1 else 'ranks'} = {self.global_batch_size} samples an update"
+            f"{self.world_size} {'rank' if self.world_size == 1 else 'ranks'} = "
+            f"{self.global_batch_size} samples an update"
         )
 
     def schedule(self, what: str, by: str, steps: Sequence[int] | None, note: str = "") -> None:
@@ -88,7 +89,7 @@ class Plan:
         self.disk_bytes[owner] = self.disk_bytes.get(owner, 0) + num_bytes
 
     def contradict(self, problem: str) -> None:
-        """Adds a reason why the run cannot start: *where: what is wrong. What to do.*"""
+        """Adds a reason why the run cannot start, as *where: what is wrong. What to do* reads."""
         self.contradictions.append(problem)
 
     def steps_of(self, what: str) -> list[int]:

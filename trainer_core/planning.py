@@ -47,8 +47,10 @@ def arithmetic_of(trainer: Trainer, batches: BatchStream) -> Arithmetic:
     micro_batches = batches.num_batches
     if micro_batches == 0:
         raise SettingsError(
-            ["train_dataset: gives no micro-batch. Pass a dataset with at least one sample, and turn "
-             "dataloader_drop_last off when it has fewer than a full batch."]
+            [
+                "train_dataset: gives no micro-batch. Pass a dataset with at least one sample, and turn "
+                "dataloader_drop_last off when it has fewer than a full batch."
+            ]
         )
     if micro_batches is None and args.max_steps <= 0:
         raise SettingsError(["max_steps: is needed, the training data has no length. Set it to the updates to do."])
@@ -131,7 +133,9 @@ def _add_learning_rates(trainer: Trainer, plan: Plan) -> None:
         trainer.overrides(name) for name in ("create_optimizer_and_scheduler", "create_optimizer", "create_scheduler")
     )
     if is_users or trainer.bus.listens("create_scheduler") or trainer.bus.listens("create_optimizer"):
-        plan.unknown.append("the learning rate: it is that of the optimizer and scheduler that were passed or overridden")
+        plan.unknown.append(
+            "the learning rate: it is that of the optimizer and scheduler that were passed or overridden"
+        )
         return
     if args.lr_scheduler_type == "reduce_lr_on_plateau":
         plan.unknown.append("the learning rate after the start: it follows the evaluations")

@@ -31,7 +31,7 @@ def prepare(trainer: Trainer) -> None:
         raise SettingsError(["train_dataset: is needed to train. Pass one to Trainer."])
     if trainer.model_init is not None:
         trainer.model = new_model(trainer)
-        trainer.optimizer, trainer.lr_scheduler = trainer.users_optimizers
+        trainer.optimizer, trainer.lr_scheduler = None, None  # type: ignore[assignment] # made anew below
     place(trainer)
     trainer.train_dataloader = trainer.get_train_dataloader()
     trainer.train_stream = stream(trainer.train_dataloader, seed=trainer.args.data_seed or trainer.args.seed)
@@ -91,8 +91,10 @@ def create_optimizer_and_scheduler(trainer: Trainer, max_steps: int) -> None:
     trainer.create_optimizer_and_scheduler(num_training_steps=max_steps)
     if not isinstance(trainer.optimizer, torch.optim.Optimizer):
         raise SettingsError(
-            [f"create_optimizer: must set self.optimizer to a torch optimizer, got {type(trainer.optimizer).__name__}."
-             " Return what it made."]
+            [
+                f"create_optimizer: must set self.optimizer to a torch optimizer, got {type(trainer.optimizer).__name__}."
+                " Return what it made."
+            ]
         )
     trainer.waits_for_metric = isinstance(trainer.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     trainer.scheduler_step = _step_of(trainer.lr_scheduler, waits=trainer.waits_for_metric)

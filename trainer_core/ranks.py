@@ -41,7 +41,7 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     is_fresh = not AcceleratorState._shared_state
     accelerator = Accelerator(
         cpu=True if args.use_cpu or not torch.accelerator.is_available() else None,
-        mixed_precision="no" if is_fresh else None, # autocast is entered by the step itself
+        mixed_precision="no" if is_fresh else None,  # autocast is entered by the step itself
         kwargs_handlers=[ddp, group],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -19,10 +19,14 @@ logger = logging.getLogger("trainer_core.rehearsal")
 def metric_names(trainer: Trainer) -> set[str] | None:
     """Gives the names of the metrics that an evaluation will give, or None when that cannot be told beforehand.
 
-    Evaluates the first rows of each evaluation dataset; nothing is logged, no hook fires and the random states stay as they are.
-    A metric function that fails on so few rows tells nothing.
+    Evaluates the first rows of each evaluation dataset; nothing is logged, no hook but `on_prediction_step` fires, and
+    the random states stay as they are. A metric function that fails on so few rows tells nothing.
     """
-    if trainer.overrides("evaluate") or trainer.overrides("get_eval_dataloader") or trainer.overrides("evaluation_loop"):
+    if (
+        trainer.overrides("evaluate")
+        or trainer.overrides("get_eval_dataloader")
+        or trainer.overrides("evaluation_loop")
+    ):
         return None
     datasets = trainer.eval_dataset
     named = datasets if isinstance(datasets, Mapping) else {"": datasets}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer_core.data import dead_worker
 from trainer_core.loop import Loop
 from trainer_core.phases import Phase, Signal
 from trainer_core.process import determinism, own_random_states, tf32
@@ -36,6 +37,8 @@ class Running:
             is_world_process_zero=trainer.ranks.is_main, is_local_process_zero=trainer.ranks.local_rank == 0
         )
         source = resume_from if isinstance(resume_from, bool) else str(resume_from) if resume_from else False
+        for member in trainer.bus.members.values():
+            member.seconds = 0.0
         self.loop = Loop(trainer, source)
         self.is_active = False
         self.undo = ExitStack()
@@ -67,6 +70,9 @@ class Running:
                 self.is_active = False
                 loop.close()
                 self.undo.close()
+        dead = None if error is None else dead_worker(error)
+        if dead is not None:
+            raise dead from error
 
     def training_row(self) -> dict[str, Any]:
         """Gives loss, gradient norm and learning rate since the last row; on all ranks together."""
@@ -90,4 +96,6 @@ class Running:
         if self.loop.is_interrupted or self.loop.phase in (Phase.INIT, Phase.STOP):
             raise KeyboardInterrupt(f"{name}: stopped at once")
         for wanted in (Signal.SAVE, Signal.STOP):
-            self.loop.request(wanted, by=name, why="the operating system or the user asks to end", interrupt=True, local=True)
+            self.loop.request(
+                wanted, by=name, why="the operating system or the user asks to end", interrupt=True, local=True
+            )

@@ -1,4 +1,4 @@
-"""What a group of settings is, how often a thing recurs, and how a mistake in a setting is told.
+"""What a group of settings is, and how a mistake in a setting is told.
 
 A mistake reads *where: what is wrong, got value (from source). What to do.* Field validators raise
 `ValueError("must be even. Use 2.")`: up to the first full stop it is what is wrong, after it what to do.
@@ -11,11 +11,9 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
-from trainer_core.errors import SettingsError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -63,40 +61,6 @@ Interval = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
 """Every so many steps (1 or more, whole), or every such share of all steps (below 1)."""
 StepCount = Annotated[float, Field(ge=0), AfterValidator(_whole_or_share)]
 """So many steps (whole), or such a share of all steps (below 1); 0 for none."""
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How often a thing recurs: never, with steps, with epochs, or at each new best."""
-
-    strategy: Literal["no", "steps", "epoch", "best"]
-    every: float | None = None
-    """Steps between two occurrences (1 or more) or their share of all steps (below 1); read with "steps" alone."""
-
-    def __post_init__(self) -> None:
-        if self.strategy == "steps" and (self.every is None or not 0 < self.every < math.inf):
-            raise SettingsError([f"every: must be above 0 with strategy 'steps', got {self.every!r}. Use 1 or more."])
-
-    def resolve(self, max_steps: int | None) -> int | None:
-        """Gives the interval in steps, `None` unless the strategy is "steps".
-
-        Raises:
-            SettingsError: the interval is a share and `max_steps` is unknown.
-        """
-        if self.strategy != "steps" or self.every is None:
-            return None
-        if self.every >= 1:
-            return int(self.every)
-        if max_steps is None or max_steps < 1:
-            raise SettingsError(
-                [f"every: is a share of all steps, which are unknown, got {self.every}. Use 1 or more."]
-            )
-        return max(1, math.ceil(round(max_steps * self.every, 9)))  # 70 * 0.1 is 7.000000000000001
-
-    def due(self, step: int, max_steps: int | None = None) -> bool:
-        """Whether the thing falls on the end of `step` (counted from 1); False unless the strategy is "steps"."""
-        interval = self.resolve(max_steps)
-        return interval is not None and step > 0 and step % interval == 0
 
 
 @dataclass(frozen=True)
@@ -171,8 +135,9 @@ def _sentence(where: str, details: Sequence[ErrorDetails], model: type[BaseModel
     if not first["loc"]:  # a validator of the whole section: there is no one value
         return f"{where}: {what}. {told[0][1]}".rstrip()
     own = [entry.text for entry in field.metadata if isinstance(entry, Remedy)] if field is not None else []
-    source = given[name].source if name in given else DEFAULT
-    return problem(where, what, Given(first["input"], source), own[0] if own else told[0][1])
+    one = given.get(name, Given(first["input"]))
+    got = one.value if where == one.spelled else first["input"]  # a validator may have read text into something else
+    return problem(where, what, Given(got, one.source), own[0] if own else told[0][1])
 
 
 def _explained(details: ErrorDetails, default: object) -> tuple[str, str]:

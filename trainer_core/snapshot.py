@@ -45,7 +45,8 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
         load_optimizer_state_dict(trainer.optimizer, state["optimizer"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(
-            f"optimizer: its state in the checkpoint does not fit, {error}. Resume with the model and optimizer that saved it."
+            f"optimizer: its state in the checkpoint does not fit, {error}. "
+            f"Resume with the model, optimizer and weight_decay that saved it."
         ) from error
     if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
         load_schedule_state(trainer.lr_scheduler, state["lr_scheduler"])
@@ -74,5 +75,7 @@ def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
         )
     folder = trainer.bus.ask("read_checkpoint", trainer=trainer, source=source)
     if folder is None:
-        raise CheckpointError(f"resume_from_checkpoint: there is no checkpoint, got {source!r}. Pass False to start anew.")
+        raise CheckpointError(
+            f"resume_from_checkpoint: there is no checkpoint, got {source!r}. Pass False to start anew."
+        )
     trainer.resumed_from = folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer_core.discovery import BLOCK_VARIABLE
 from trainer_core.merging import Layer
@@ -32,35 +32,16 @@ def file_layers(paths: Iterable[str | os.PathLike[str]]) -> list[Layer]:
 def _file_layer(path: str) -> Layer:
     if not Path(path).expanduser().is_file():
         return Layer([], "file", [f"{path}: is no file. Correct the path of the settings file."])
+    # pydantic-settings costs 0.1 s to import, and only files and command lines need it.
+    from trainer_core.files import READERS, read_file
+
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         known = ", ".join(READERS)
         return Layer([], "file", [f"{path}: is no settings file, got the ending {suffix!r}. Use one of {known}."])
     try:
-        values = READERS[suffix](path)
+        values = read_file(path, suffix)
     except Exception as error:  # three parsers, each with errors of its own
         reason = " ".join(str(error).split())
         return Layer([], "file", [f"{path}: cannot be read ({type(error).__name__}: {reason}). Correct the file."])
-    return Layer([Given(value, path, str(name)) for name, value in values.items()], "file")
-
-
-# pydantic-settings costs 0.1 s to import and only files and command lines need it.
-def _read_yaml(path: str) -> dict[str, Any]:
-    from pydantic_settings import BaseSettings, YamlConfigSettingsSource
-
-    return YamlConfigSettingsSource(BaseSettings, yaml_file=path).yaml_data
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    from pydantic_settings import BaseSettings, TomlConfigSettingsSource
-
-    return TomlConfigSettingsSource(BaseSettings, toml_file=path).toml_data
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    from pydantic_settings import BaseSettings, JsonConfigSettingsSource
-
-    return JsonConfigSettingsSource(BaseSettings, json_file=path).json_data
-
-
-READERS: Final = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".json": _read_json}
+    return Layer([Given(value, path, name) for name, value in values.items()], "file")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer_core.clipping import build_clipper
 from trainer_core.data import count_targets, split_batch, to_device
 from trainer_core.errors import DataError
 from trainer_core.guard import Guard, can_judge_on_device
@@ -32,7 +33,6 @@ from trainer_core.loss import (
     takes_count,
 )
 from trainer_core.meter import LossMeter
-from trainer_core.clipping import build_clipper
 from trainer_core.optim import raw_step
 
 if TYPE_CHECKING:
@@ -136,9 +136,10 @@ class Stepper:
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         if weight is _WHOLE:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call] # torch's own
         else:
-            loss.backward(gradient=torch.as_tensor(weight, dtype=loss.dtype, device=loss.device).reshape(loss.shape))
+            gradient = torch.as_tensor(weight, dtype=loss.dtype, device=loss.device).reshape(loss.shape)
+            loss.backward(gradient=gradient)  # type: ignore[no-untyped-call] # torch's own
         return value
 
     def learn_as_overridden(self, inputs: Any) -> Value:

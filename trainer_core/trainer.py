@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
+from time import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -26,8 +26,7 @@ from trainer_core.cadence import Cadence
 from trainer_core.callbacks import TrainerCallback, TrainerControl
 from trainer_core.data import BatchStream, build_eval_loader, build_train_loader, model_columns
 from trainer_core.evaluate import EvalLoopOutput, EvalPrediction, Evaluation, PredictionOutput, plain
-from trainer_core.journal import explain, read
-from trainer_core.loop import Loop
+from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
 from trainer_core.optim import create_optimizer
 from trainer_core.phases import Signal
@@ -110,7 +109,8 @@ class Trainer:
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.compute_loss_func = compute_loss_func
-        self.optimizer, self.lr_scheduler = optimizers  # type: ignore[assignment] # made before training where None
+        self.optimizer: torch.optim.Optimizer = optimizers[0]  # type: ignore[assignment] # made before training where None
+        self.lr_scheduler: Any = optimizers[1]
         self.users_optimizers = optimizers
         self.state = TrainerState()
         self.control = TrainerControl()
@@ -211,11 +211,8 @@ class Trainer:
         return plan_of(self)
 
     def explain(self, step: int) -> str:
-        """Says in words what happened after update `step` of the last run in `output_dir`, and who asked for it."""
-        if self.running is not None:
-            return explain(self.running.loop.journal.entries, step)
-        path = self.journal_path
-        return explain(list(read(path)) if path is not None and path.exists() else [], step)
+        """Says in words what happened at update `step` of the last run in `output_dir`, and who asked for it."""
+        return explain(last_run(self.journal_path), step)
 
     # Override points: data -------------------------------------------------------------------------------------
 
@@ -263,13 +260,18 @@ class Trainer:
             asked = self.bus.ask(
                 "create_scheduler", trainer=self, optimizer=optimizer, num_training_steps=num_training_steps
             )
-            self.lr_scheduler = asked if asked is not None else create_schedule(optimizer, self.args, num_training_steps)
+            made = asked if asked is not None else create_schedule(optimizer, self.args, num_training_steps)
+            self.lr_scheduler = made
         return self.lr_scheduler
 
     # Override points: steps ------------------------------------------------------------------------------------
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Gives the mean loss of a batch, or (loss, outputs); may be overridden.
 
@@ -298,11 +300,11 @@ class Trainer:
 
         Args:
             logs: names and values; it is not changed.
-            start_time: accepted from subclasses written for others; gives `train_runtime` when set, in seconds of `time()`.
+            start_time: of training, in seconds of `time.time()`; adds `train_runtime`.
         """
         row = {name: plain(value) for name, value in logs.items()}
         if start_time is not None:
-            row["train_runtime"] = round(perf_counter() - start_time, 4)
+            row["train_runtime"] = round(time() - start_time, 4)
         row |= {"epoch": self.state.epoch, "step": self.state.global_step}
         self.state.log_history.append(row)
         self.bus.tell("on_log", trainer=self, logs=row)
@@ -392,7 +394,7 @@ class Trainer:
         return self.processing_class
 
     @property
-    def journal_path(self) -> Path | None:
+    def journal_path(self) -> Path:
         """Where this rank's journal is."""
         name = "journal.jsonl" if self.ranks.is_main else f"journal-rank{self.ranks.rank}.jsonl"
         return Path(self.args.output_dir) / name

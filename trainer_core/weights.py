@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ def write_model(model: nn.Module, folder: Path, processing_class: Any = None) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+        cast("Callable[[Path], None]", model.save_pretrained)(folder)
     else:
         from safetensors.torch import save_model
 
@@ -76,7 +77,7 @@ def _shared_names(state: dict[str, torch.Tensor]) -> dict[str, set[str]]:
     places: dict[tuple[int, int], set[str]] = {}
     for name, tensor in state.items():
         if tensor.numel():
-            places.setdefault((tensor.untyped_storage().data_ptr(), tensor.storage_offset()), set()).add(name)
+            places.setdefault((tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())), set()).add(name)
     return {name: names for names in places.values() if len(names) > 1 for name in names}
 
 
