@@ -55,7 +55,7 @@ def interval(value: float | None, max_steps: int) -> int:
     """Gives a number of updates for a setting that is a count, or a share of `max_steps` when below 1 (rounded up)."""
     if not value:
         return 0
-    return math.ceil(max_steps * value) if value < 1 else int(value)
+    return math.ceil(round(max_steps * value, 9)) if value < 1 else int(value)  # 70 * 0.1 is a hair above 7
 
 
 Strategy = Literal["no", "steps", "epoch"]
