@@ -44,9 +44,7 @@ class Contender:
         return recipe.seconds(model.clock), weights_of(model)
 
 
-def plain_loop(
-    model: Clocked, recipe: Recipe, loader: DataLoader[Any], optimizer: torch.optim.Optimizer
-) -> None:
+def plain_loop(model: Clocked, recipe: Recipe, loader: DataLoader[Any], optimizer: torch.optim.Optimizer) -> None:
     """The loop that one writes by hand; the learning rate falls as everybody's does."""
     groups, step = optimizer.param_groups, 0
     for number, (x, labels) in enumerate(loader, 1):
@@ -72,7 +70,7 @@ def bare(model: Clocked, recipe: Recipe) -> None:
 
 def tuned(model: Clocked, recipe: Recipe) -> None:
     """Fused AdamW, and a batch fetched at a time."""
-    loader = DataLoader(Batched(recipe.dataset()), batch_size=recipe.batch_size, collate_fn=as_fetched)
+    loader = DataLoader(Batched(recipe.tensors()), batch_size=recipe.batch_size, collate_fn=as_fetched)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, fused=True)
     plain_loop(model, recipe, loader, optimizer)
 

@@ -101,6 +101,7 @@ class Recipe:
         accumulation: micro-batches an update.
         clip: limit of the gradient norm; None for no clipping.
         tokens: the inputs are token numbers instead of features.
+        wrap: what is made of the dataset before all but `tuned` read it.
     """
 
     build: Callable[[], Clocked] = TinyNetwork
@@ -111,6 +112,7 @@ class Recipe:
     clip: float | None = None
     tokens: bool = False
     learning_rate: float = 1e-3
+    wrap: Callable[[TensorDataset], Any] | None = None
 
     def model(self) -> Clocked:
         """Gives the model, from the seed, with a clock for one turn."""
@@ -119,9 +121,13 @@ class Recipe:
         model.clock = Clock(self.warm_updates * self.accumulation, self.updates * self.accumulation - 1)
         return model
 
-    def dataset(self) -> TensorDataset:
+    def tensors(self) -> TensorDataset:
         """Gives as many samples as a turn reads, each once and in this order."""
         return samples(self.updates * self.accumulation * self.batch_size, tokens=self.tokens)
+
+    def dataset(self) -> Any:
+        """Gives the same as the dataset that contenders are given."""
+        return self.wrap(self.tensors()) if self.wrap is not None else self.tensors()
 
     def factor(self, step: int) -> float:
         """Gives the linear decay of the learning rate after `step` updates, as all contenders have it."""

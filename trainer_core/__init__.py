@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from trainer_core.phases import Phase as Phase
     from trainer_core.phases import Signal as Signal
     from trainer_core.plan import Plan as Plan
+    from trainer_core.settings import Interval as Interval
     from trainer_core.settings import Section as Section
     from trainer_core.state import TrainerState as TrainerState
     from trainer_core.trainer import Trainer as Trainer
     from trainer_core.trainer import TrainOutput as TrainOutput
     from trainer_core.weights import read_model as read_model
+    from trainer_core.weights import write_model as write_model
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,7 @@ _HOMES: Final = {
     "DataError": "errors",
     "DistributedError": "errors",
     "EvalPrediction": "evaluate",
+    "Interval": "settings",
     "ModelError": "errors",
     "NonFiniteLossError": "errors",
     "Phase": "phases",
@@ -74,6 +77,7 @@ _HOMES: Final = {
     "interval": "cadence",
     "is_better": "best",
     "read_model": "weights",
+    "write_model": "weights",
 }
 """Public names and the module of each."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -15,34 +15,43 @@ from torch.utils.checkpoint import checkpoint
 from trainer_core.errors import ModelError
 
 
-def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None) -> Callable[[], None]:
-    """Turns activation checkpointing on for `model`; gives the function that turns it off again.
+KINDS: Final = ("activation_checkpointing", "gradient_checkpointing")
+"""What transformers calls it in its methods, the newer name first."""
 
-    A model with `gradient_checkpointing_enable` does it itself. Of any other, the members of every `nn.ModuleList` and
+
+def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None) -> Callable[[], None]:
+    """Turns activation checkpointing on for `model`; gives the function that puts the model back.
+
+    A model with `activation_checkpointing_enable` or `gradient_checkpointing_enable` does it itself. Of any other, the members of every `nn.ModuleList` and
     `nn.Sequential` are checkpointed, one by one.
 
     Raises:
         ModelError: there is no such list in it.
     """
-    if hasattr(model, "gradient_checkpointing_enable"):
-        enable = cast("Callable[..., None]", model.gradient_checkpointing_enable)
-        enable(gradient_checkpointing_kwargs=dict(options) if options else None)
-        return cast("Callable[[], None]", model.gradient_checkpointing_disable)
+    for kind in KINDS:
+        if hasattr(model, f"{kind}_enable"):
+            was_on = bool(getattr(model, f"is_{kind}", False))
+            getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": dict(options) if options else None})
+            disable: Callable[[], None] = getattr(model, f"{kind}_disable")
+            return (lambda: None) if was_on else disable
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     inside = {id(below) for outer in lists for below in outer.modules() if below is not outer}
-    blocks = [block for outer in lists if id(outer) not in inside for block in outer if any(block.parameters())]
+    blocks = [block for outer in lists if id(outer) not in inside for block in outer if next(block.parameters(), None) is not None]
     if not blocks:
         raise ModelError(
             "activation_checkpointing: the model has no nn.ModuleList and no nn.Sequential whose members could be "
             "checkpointed. Give it gradient_checkpointing_enable() and gradient_checkpointing_disable()."
         )
     settings = {"use_reentrant": False, **(options or {})}
+    own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(_checkpointed, block.forward, settings)
 
     def undo() -> None:
-        for block in blocks:
-            vars(block).pop("forward", None)
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
 
     return undo
 

@@ -38,16 +38,16 @@ def check_arguments(trainer: Trainer, given: Mapping[str, Any], others: dict[str
         problems.append(
             f"args: must be TrainingArguments, got {type(trainer.args).__name__}. Pass trainer_core.TrainingArguments."
         )
-    elif trainer.args.eval_strategy != "no" and given["eval_dataset"] is None and not _overrides_eval_loader(trainer):
-        problems.append(
-            f"eval_dataset: is needed, eval_strategy is {trainer.args.eval_strategy!r}. "
-            f"Pass one, or set eval_strategy='no'."
-        )
+    elif given["eval_dataset"] is None and not _overrides_eval_loader(trainer):
+        problems += _problems_of_evaluation(trainer.args)
     if given["tokenizer"] is not None and given["processing_class"] is not None:
         problems.append("processing_class: is tokenizer by its newer name. Pass one of the two.")
     for name in ("compute_metrics", "data_collator", "preprocess_logits_for_metrics", "compute_loss_func"):
         if given[name] is not None and not callable(given[name]):
             problems.append(f"{name}: must be callable, got {type(given[name]).__name__}. Pass a function.")
+    for name in ("callbacks", "plugins"):
+        if given[name] is not None and (isinstance(given[name], str) or not isinstance(given[name], Iterable)):
+            problems.append(f"{name}: must be a list, got {type(given[name]).__name__}. Pass {name}=[...].")
     problems += _problems_of_optimizers(given["optimizers"], given["model_init"])
     if problems:
         raise SettingsError(problems)
@@ -131,11 +131,19 @@ def check_train_arguments(others: Mapping[str, Any]) -> None:
 
 
 def _unknown(kind: type, name: str) -> str:
-    known = [parameter for parameter in inspect.signature(kind).parameters if parameter != "others"]
+    known = list(dict.fromkeys(parameter for base in kind.__mro__ for parameter in _named_parameters(base)))
     if name in TrainingArguments.model_fields:
         return f"{name}: is a setting, not an argument of {kind.__name__}. Pass it to TrainingArguments."
     remedy = _REMEDIES.get(name, f"Arguments are {', '.join(known)}.")
     return f"{name}: is no argument of {kind.__name__}.{did_you_mean(name, known)} {remedy}"
+
+
+def _named_parameters(kind: type) -> list[str]:
+    """Gives the parameters of a class's own constructor that have a name."""
+    own = vars(kind).get("__init__")
+    parameters = inspect.signature(own).parameters.values() if inspect.isfunction(own) else ()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in parameters if one.kind not in variable and one.name != "self"]
 
 
 def _problems_of_model(model: Any, model_init: Any) -> list[str]:
@@ -148,6 +156,16 @@ def _problems_of_model(model: Any, model_init: Any) -> list[str]:
     if model_init is not None and not callable(model_init):
         return [f"model_init: must be callable, got {type(model_init).__name__}. Pass a function that makes the model."]
     return []
+
+
+def _problems_of_evaluation(args: TrainingArguments) -> list[str]:
+    if args.eval_strategy != "no":
+        setting, off = f"eval_strategy is {args.eval_strategy!r}", "eval_strategy='no'"
+    elif args.eval_on_start:
+        setting, off = "eval_on_start is True", "eval_on_start=False"
+    else:
+        return []
+    return [f"eval_dataset: is needed, {setting}. Pass one, or set {off}."]
 
 
 def _problems_of_optimizers(optimizers: Any, model_init: Any) -> list[str]:

@@ -30,23 +30,25 @@ def is_better(trainer: Trainer, value: float, than: float | None) -> bool:
     return value > than if trainer.args.greater_is_better else value < than
 
 
-def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
-    """Takes an evaluation into account: the best metric so far, and a schedule that waits for it."""
+def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
+    """Takes an evaluation into account: the best metric so far, and a schedule that waits for it; tells if it is the best."""
     name, state = best_metric_name(trainer), trainer.state
     if name not in metrics:
         if trainer.args.metric_for_best_model is not None:
             raise SettingsError([missing_metric(trainer, list(metrics))])
-        return
+        return False
     value = float(metrics[name])
     if math.isnan(value):
         logger.warning("step %d: %s is NaN and counts as no improvement.", state.global_step, name)
-    if is_better(trainer, value, state.best_metric):
+    is_best = is_better(trainer, value, state.best_metric)
+    if is_best:
         state.best_metric, state.best_global_step = value, state.global_step
     on_metric = getattr(trainer.lr_scheduler, "on_metric", None)
     if on_metric is not None:
         on_metric(value)
     elif trainer.waits_for_metric:
         trainer.lr_scheduler.step(value)
+    return is_best
 
 
 def missing_metric(trainer: Trainer, known: list[str]) -> str:

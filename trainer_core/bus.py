@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
@@ -110,10 +110,12 @@ class Bus:
     Attributes:
         members: registered plugins by name, in call order once `compile` ran.
         is_stale: plugins were added or removed since the last `compile`.
+        is_held: a run is in a phase; what was added or removed waits for its boundary, where the loop compiles.
     """
 
     members: dict[str, Member] = field(default_factory=dict)
     is_stale: bool = True
+    is_held: bool = False
     _manager: _Manager = field(default_factory=lambda: _new_manager())  # noqa: PLW0108 # it is defined below
     _implementations: dict[str, tuple[Implementation, ...]] = field(default_factory=dict)
     _step_hooks: tuple[StepHooks, StepHooks] | None = None
@@ -126,6 +128,11 @@ class Bus:
         """
         if name in self.members:
             raise PluginError(f"plugin {name!r}: is registered already. Give one of the two another name.")
+        if twin := next((other for other in self.members.values() if other.plugin == plugin), None):
+            raise PluginError(
+                f"plugin {name!r}: equals {twin.name!r}, which is registered already. "
+                f"Register an object once, and give a dataclass that is a plugin eq=False."
+            )
         try:
             self._manager.register(plugin, name)
             self._check(plugin, name)
@@ -166,16 +173,27 @@ class Bus:
 
     def tell(self, hook: str, /, **context: Any) -> None:
         """Calls every implementation of the told hook `hook`."""
-        if self.is_stale:
-            self.compile()
-        for implementation in self._implementations[hook]:
+        for implementation in self._listeners(hook):
             self._call(implementation, context)
+
+    def tell_all(self, hook: str, /, **context: Any) -> None:
+        """Calls every implementation of `hook`, though some fail; then raises the first error, the others in its notes."""
+        errors: list[tuple[Exception, str]] = []
+        for implementation in self._listeners(hook):
+            try:
+                self._call(implementation, context)
+            except Exception as error:
+                errors.append((error, implementation.member.name))
+        if not errors:
+            return
+        first, _ = errors[0]
+        for error, name in errors[1:]:
+            first.add_note(f"and raised in plugin {name!r}, hook {hook}: {error!r}")
+        raise first
 
     def ask(self, hook: str, /, **context: Any) -> Any:
         """Gives the first answer to the asked hook `hook` that is not None."""
-        if self.is_stale:
-            self.compile()
-        for implementation in self._implementations[hook]:
+        for implementation in self._listeners(hook):
             answer = self._call(implementation, context)
             if answer is not None:
                 return answer
@@ -183,9 +201,7 @@ class Bus:
 
     def listens(self, hook: str) -> bool:
         """Tells whether any plugin implements `hook`."""
-        if self.is_stale:
-            self.compile()
-        return bool(self._implementations[hook])
+        return bool(self._listeners(hook))
 
     def step_hooks(self) -> tuple[StepHooks, StepHooks]:
         """Gives the compiled hooks of an update, and their timed twin."""
@@ -197,6 +213,11 @@ class Bus:
     def hooks_of(self, name: str) -> list[str]:
         """Gives the hooks that plugin `name` implements."""
         return sorted(caller.name for caller in self._manager.get_hookcallers(self.members[name].plugin) or [])
+
+    def _listeners(self, hook: str) -> tuple[Implementation, ...]:
+        if self.is_stale and not self.is_held:
+            self.compile()
+        return self._implementations[hook]
 
     def _implementations_of(self, hook: str) -> tuple[Implementation, ...]:
         places = {id(member.plugin): place for place, member in enumerate(self.members.values())}
@@ -213,6 +234,8 @@ class Bus:
         return compiled
 
     def _call(self, implementation: Implementation, context: Mapping[str, Any]) -> Any:
+        if implementation.member.is_off:
+            return None
         started = perf_counter()
         try:
             return implementation.function(*(context[name] for name in implementation.arguments))
@@ -265,9 +288,11 @@ class Bus:
         if member.critical:
             error.add_note(f"raised in {where}")
             raise error
+        if member.is_off:
+            return
         member.failures += 1
         logger.warning("%s: failed (%d of %d), got %r.", where, member.failures, MAX_FAILURES, error)
-        if member.failures >= MAX_FAILURES and not member.is_off:
+        if member.failures >= MAX_FAILURES:
             member.is_off = True
             self.is_stale = True
             logger.warning("plugin %r: is switched off after %d failures; the run goes on.", member.name, MAX_FAILURES)
@@ -307,10 +332,18 @@ def ordered(members: Iterable[Member]) -> list[Member]:
     while waiting:
         free = next((name for name in waiting if not behind[name] & waiting.keys()), None)
         if free is None:
-            circle = ", ".join(waiting)
+            circle = ", ".join(_circle(behind, next(iter(waiting)), waiting.keys()))
             raise PluginError(f"plugins {circle}: before/after form a circle. Take one of the wishes back.")
         result.append(waiting.pop(free))
     return result
+
+
+def _circle(behind: Mapping[str, set[str]], start: str, waiting: Collection[str]) -> list[str]:
+    """Gives the circle that is found by going from `start`, which waits, to one that it waits for, and so on."""
+    walk = [start]
+    while (step := next(name for name in waiting if name in behind[walk[-1]])) not in walk:
+        walk.append(step)
+    return walk[walk.index(step) :]
 
 
 def _new_manager() -> _Manager:

@@ -35,8 +35,16 @@ class Cadence:
             return f"the last update, {step}"
         return "every update" if self.every == 1 else f"every {self.every} updates"
 
-    def steps(self, max_steps: int, updates_per_epoch: int | None) -> list[int] | None:
-        """Gives the updates on which it falls; None where the length of an epoch is unknown and matters."""
+    def steps(
+        self, max_steps: int, updates_per_epoch: int | None, num_epochs: float | None = None
+    ) -> list[int] | None:
+        """Gives the updates on which it falls; None where the length of an epoch is unknown and matters.
+
+        Args:
+            max_steps: updates in all.
+            updates_per_epoch: the last, short one included.
+            num_epochs: epochs trained at the end, where a `delay` may fall into a last epoch that is cut short.
+        """
         if self.strategy == "steps" and self.every:
             steps = list(range(self.every, max_steps + 1, self.every))
             if self.at_the_end and max_steps % self.every:
@@ -46,16 +54,18 @@ class Cadence:
             return []
         if not updates_per_epoch:
             return None
-        ends = range(updates_per_epoch, max_steps + 1, updates_per_epoch)
-        steps = list(ends) if max_steps % updates_per_epoch == 0 else [*ends, max_steps]
-        return [step for step in steps if step / updates_per_epoch >= self.delay]
+        whole = max_steps // updates_per_epoch
+        steps = [epoch * updates_per_epoch for epoch in range(1, whole + 1) if epoch >= self.delay]
+        if max_steps % updates_per_epoch and (num_epochs or max_steps / updates_per_epoch) >= self.delay:
+            steps.append(max_steps)
+        return steps
 
 
 def interval(value: float | None, max_steps: int) -> int:
     """Gives a number of updates for a setting that is a count, or a share of `max_steps` when below 1 (rounded up)."""
     if not value:
         return 0
-    return math.ceil(round(max_steps * value, 9)) if value < 1 else int(value)  # 70 * 0.1 is a hair above 7
+    return max(1, math.ceil(round(max_steps * value, 9))) if value < 1 else int(value)  # 70 * 0.1 is a hair above 7
 
 
 Strategy = Literal["no", "steps", "epoch"]

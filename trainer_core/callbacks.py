@@ -85,11 +85,11 @@ class CallbackPlugin:
         name: on the bus, and author of its requests.
     """
 
-    critical = True
-
     def __init__(self, callback: object, name: str) -> None:
         self.callback = callback
         self.name = name
+        self.critical = getattr(callback, "critical", True)
+        self.before, self.after = getattr(callback, "before", ()), getattr(callback, "after", ())
         for event in EVENTS:
             function = getattr(callback, event, None)
             if function is not None and not _is_inherited(callback, event):

@@ -7,6 +7,7 @@ rows is known, no more memory than the outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain, zip_longest
 from typing import Any, Final
 
 import numpy as np
@@ -38,7 +39,7 @@ class Rows:
         end = self.filled + len(rows)
         if self.buffer is None:
             self.buffer = torch.empty((max(self.capacity or 0, len(rows)), *rows.shape[1:]), dtype=rows.dtype)
-        if end > len(self.buffer) or self.buffer.shape[1:] != rows.shape[1:]:
+        if end > len(self.buffer) or self.buffer.shape[1:] != rows.shape[1:] or self.buffer.dtype is not rows.dtype:
             self._grow(end, rows)
         if self.buffer.shape[1:] == rows.shape[1:]:
             self.buffer[self.filled : end].copy_(rows)
@@ -109,14 +110,49 @@ class Collector:
             tree = tree if tree is not None else {}
             return {key: self._add(tree.get(key), value) for key, value in outputs.items() if value is not None}
         if isinstance(outputs, tuple | list):
-            olds = tree if tree is not None else [None] * len(outputs)
-            return tuple(self._add(old, new) for old, new in zip(olds, outputs, strict=True) if new is not None)
-        if outputs is None:
-            return tree
-        raise DataError(
-            f"evaluation: cannot collect an output of type {type(outputs).__name__}. "
-            f"Return tensors, or tuples, lists and mappings of tensors, or name it in ignore_keys."
-        )
+            news = [value for value in outputs if value is not None]
+            olds = tree if tree is not None else [None] * len(news)
+            return tuple(self._add(old, new) for old, new in zip(olds, news, strict=True))
+        raise _uncollectable(outputs)
+
+
+class BatchCollector(Collector):
+    """Collects nested outputs as a list, one tree of arrays a batch, each in its own shape."""
+
+    def arrays(self) -> Any:
+        """Gives the list of batches, or None."""
+        self.flush()
+        return self.tree
+
+    def _add(self, tree: Any, outputs: Any) -> Any:
+        tree = tree if tree is not None else []
+        tree.append(_present(outputs))
+        return tree
+
+
+def as_array(tensor: Any) -> np.ndarray[Any, Any]:
+    """Gives a tensor as an array on the host; numpy has no bfloat16, which becomes float32."""
+    if not isinstance(tensor, torch.Tensor):
+        raise _uncollectable(tensor)
+    tensor = tensor.detach().cpu()
+    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def _present(tree: Any) -> Any:
+    """Gives `tree` as arrays, without the leaves that are None."""
+    if isinstance(tree, Mapping):
+        return {key: _present(value) for key, value in tree.items() if value is not None}
+    if isinstance(tree, tuple | list):
+        return tuple(_present(value) for value in tree if value is not None)
+    return as_array(tree)
+
+
+def _uncollectable(output: Any) -> DataError:
+    return DataError(
+        f"evaluation: cannot collect an output of type {type(output).__name__}. "
+        f"Return tensors, or tuples, lists and mappings of tensors, or name it in ignore_keys."
+    )
 
 
 def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -128,6 +164,13 @@ def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, tuple | list):
         return tuple(map_tree(function, value) for value in tree)
     return function(tree)
+
+
+def chained(shares: list[Any], *, by_turns: bool) -> list[Any] | None:
+    """Gives the lists of batches of all ranks as one: rank after rank, or the first of each rank, the second, …"""
+    lists = [share for share in shares if share is not None]
+    batches = chain(*zip_longest(*lists)) if by_turns else chain(*lists)
+    return [batch for batch in batches if batch is not None] or None
 
 
 def concatenated(shares: list[Any]) -> Any:

@@ -24,9 +24,11 @@ def derived_values(args: TrainingArguments) -> dict[str, tuple[object, str]]:
     if args.eval_strategy == "steps" and args.eval_steps is None and every is not None:
         found["eval_steps"] = (every, "logging_steps")
     metric = args.metric_for_best_model
-    if args.lr_scheduler_type == "reduce_lr_on_plateau" and metric is None:
+    readers = {"lr_scheduler_type": "reduce_lr_on_plateau", "load_best_model_at_end": True, "save_strategy": "best"}
+    reader = next((name for name, value in readers.items() if getattr(args, name, None) == value), None)
+    if reader is not None and metric is None and args.eval_strategy != "no":
         metric = "loss"
-        found["metric_for_best_model"] = (metric, "lr_scheduler_type")
+        found["metric_for_best_model"] = (metric, reader)
     if metric is not None and args.greater_is_better is None and names.greater_is_better(metric) is not None:
         found["greater_is_better"] = (names.greater_is_better(metric), "metric_for_best_model")
     hows = [name for name in COMPILE_OPTIONS if getattr(args, name) is not None]

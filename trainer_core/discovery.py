@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
@@ -30,6 +31,39 @@ def installed_plugins(blocked: Collection[str] = ()) -> dict[str, type]:
         PluginError: an entry point cannot be loaded or is no plugin, or two have one name.
     """
     return dict(_load(frozenset(blocked) | blocked_by_environment(), tuple(sys.path)))
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An entry point, whether or not a plugin comes of it.
+
+    Attributes:
+        name: of the plugin.
+        distribution: the distribution that brings it, with its version; empty when that is not known.
+        plugin: its class; None when it is blocked or broken.
+        problem: why there is no class.
+    """
+
+    name: str
+    distribution: str
+    plugin: type | None
+    problem: str = ""
+
+
+def inventory(blocked: Collection[str] = ()) -> list[Installed]:
+    """Gives every installed plugin by name, the blocked and the broken ones with why; raises for none of them."""
+    names = frozenset(blocked) | blocked_by_environment()
+    return [_look_at(point, names) for point in _entry_points(tuple(sys.path))]
+
+
+def _look_at(point: EntryPoint, blocked: Collection[str]) -> Installed:
+    distribution = "" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    if point.name in blocked:
+        return Installed(point.name, distribution, None, "blocked")
+    try:
+        return Installed(point.name, distribution, _plugin_class(point))
+    except PluginError as error:
+        return Installed(point.name, distribution, None, f"broken: {error}")
 
 
 def installed_names() -> frozenset[str]:

@@ -7,7 +7,8 @@ the shares are put together at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from trainer_core.collection import Collector, concatenated, map_tree
+from trainer_core.collection import BatchCollector, Collector, as_array, chained, concatenated, map_tree
 from trainer_core.data import batch_size_of, count_targets, restore_order, stream, to_device
 from trainer_core.errors import DataError
 
@@ -82,6 +83,7 @@ class Evaluation:
         self.ranks = trainer.ranks
         self.prefix = prefix
         self.loss_only = loss_only
+        self.is_told = True
         self.ignore_keys = list(ignore_keys) if ignore_keys is not None else None
         self.streams_metrics = self.args.batch_eval_metrics and trainer.compute_metrics is not None and not loss_only
         self.loss_sum: Any = 0.0
@@ -97,15 +99,14 @@ class Evaluation:
         batches = stream(loader)
         self.is_dealt_singly = batches.is_dealt_singly
         flush_every = 1 if self.ranks.device.type == "cpu" else self.args.eval_accumulation_steps
-        self.collectors = {name: Collector(batches.num_rows, flush_every) for name in EvalPrediction.__annotations__}
-        listens = self.trainer.bus.listens("on_prediction_step")
+        kind = Collector if self.args.eval_do_concat_batches else BatchCollector
+        self.collectors = {name: kind(batches.num_rows, flush_every) for name in EvalPrediction.__annotations__}
+        is_told = self.is_told and self.trainer.bus.listens("on_prediction_step")
         with self.trainer.evaluation_model() as model, torch.no_grad():
             for inputs in batches.epoch(0):
                 self._evaluate_batch(model, inputs)
-                if listens:
+                if is_told:
                     self.trainer.bus.tell("on_prediction_step", trainer=self.trainer)
-        if self.num_batches == 0 and self.ranks.world_size == 1:
-            raise DataError(f"{self.prefix}: the dataset is empty. Pass a dataset with at least one row.")
         outputs = self._outputs()
         metrics = self._metrics(outputs)
         return self._result(outputs, metrics, perf_counter() - started)
@@ -121,16 +122,26 @@ class Evaluation:
         loss, logits, labels = trainer.prediction_step(model, inputs, self.loss_only, self.ignore_keys)
         self.num_rows += rows
         self.num_batches += 1
-        if loss is not None:
-            loss = loss.detach().mean()
+        loss = None if loss is None else loss.detach().mean()
+        if loss is not None and targets:  # a mean over nothing is NaN
             self.loss_sum += loss.item() * targets if self.ranks.device.type == "cpu" else loss.double() * targets
             self.num_targets += targets
         if self.loss_only:
             return
         if trainer.preprocess_logits_for_metrics is not None and logits is not None:
-            logits = trainer.preprocess_logits_for_metrics(logits, labels)
+            logits = self._preprocessed(trainer.preprocess_logits_for_metrics, logits, labels)
         losses = loss.repeat(rows) if loss is not None and "loss" in self.args.include_for_metrics else None
         self._keep(EvalPrediction(logits, labels, main_input, losses))
+
+    def _preprocessed(self, preprocess: Callable[[Any, Any], Any], logits: Any, labels: Any) -> Any:
+        try:
+            return preprocess(logits, labels)
+        except Exception as error:
+            error.add_note(self._where("preprocess_logits_for_metrics"))
+            raise
+
+    def _where(self, function: str) -> str:
+        return f"raised in {function}, in the evaluation at step {self.trainer.state.global_step}"
 
     def _keep(self, batch: EvalPrediction) -> None:
         if self.streams_metrics:
@@ -139,30 +150,38 @@ class Evaluation:
         for name, collector in self.collectors.items():
             collector.add(getattr(batch, name))
 
-    def _stream(self, batch: EvalPrediction | None) -> None:
-        """Hands the batches of all ranks to `compute_metrics`, one call each; the last waits for `compute_result`."""
+    def _stream(self, batch: EvalPrediction | None) -> bool:
+        """Hands the batches of all ranks to `compute_metrics`, one call each; the last waits for `compute_result`.
+
+        Ranks may have different numbers of batches: one that is done hands over None until all are.
+        """
         host = (
             None
             if batch is None
-            else EvalPrediction(*(map_tree(_to_numpy, getattr(batch, name)) for name in self.collectors))
+            else EvalPrediction(*(map_tree(as_array, getattr(batch, name)) for name in self.collectors))
         )
-        for share in self.ranks.gather_objects(host):
-            if share is not None:
-                if self.held is not None:
-                    self._call_metrics(self.held, compute_result=False)
-                self.held = share
+        shares = [share for share in self.ranks.gather_objects(host) if share is not None]
+        for share in shares:
+            if self.held is not None:
+                self._call_metrics(self.held, compute_result=False)
+            self.held = share
+        return bool(shares)
 
     def _outputs(self) -> EvalPrediction:
         """Gives the arrays of all ranks."""
         if self.streams_metrics:
-            rounds = self.ranks.gather_objects(self.num_batches)
-            for _ in range(max(rounds) - self.num_batches):
-                self._stream(None)
+            while self._stream(None):
+                pass
             if self.held is not None:
                 self.streamed_metrics = self._call_metrics(self.held, compute_result=True)
             return EvalPrediction(None, None)
         arrays = {name: collector.arrays() for name, collector in self.collectors.items()}
         shares = self.ranks.gather_objects(arrays)
+        if not self.args.eval_do_concat_batches:
+            by_turns = self.is_dealt_singly
+            return EvalPrediction(
+                **{name: chained([share[name] for share in shares], by_turns=by_turns) for name in arrays}
+            )
         joined = {name: concatenated([share[name] for share in shares]) for name in arrays}
         if self.is_dealt_singly and len(shares) > 1:
             order = restore_order(self.ranks.gather_objects(self.num_rows))
@@ -183,7 +202,7 @@ class Evaluation:
         try:
             metrics = self.trainer.compute_metrics(prediction, **more)
         except Exception as error:
-            error.add_note(f"raised in compute_metrics, in the evaluation at step {self.trainer.state.global_step}")
+            error.add_note(self._where("compute_metrics"))
             raise
         if not isinstance(metrics, Mapping) and more.get("compute_result", True):
             raise DataError(
@@ -196,6 +215,8 @@ class Evaluation:
         loss_sum, num_targets, num_rows, num_batches = self.ranks.sum_of_numbers(
             float(self.loss_sum), float(self.num_targets), self.num_rows, self.num_batches
         )
+        if num_rows == 0:
+            raise DataError(f"{self.prefix}: the dataset is empty. Pass a dataset with at least one row.")
         named: dict[str, Any] = {}
         if num_targets:
             named["loss"] = loss_sum / num_targets
@@ -214,10 +235,7 @@ class Evaluation:
 def plain(value: Any) -> Any:
     """Gives a metric as what JSON can hold: numbers of numpy and torch as Python's, arrays as lists."""
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return value.item() if value.ndim == 0 or value.size == 1 else value.tolist()
-    return value
-
-
-def _to_numpy(tensor: torch.Tensor) -> Any:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+        return value.item() if math.prod(value.shape) == 1 else value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -43,6 +43,7 @@ class Guard:
         self.num_skipped = 0
         self._verdict = torch.zeros((), device=ranks.device)
         self._first_bad_step = torch.full((), math.inf, device=ranks.device)
+        self._num_bad = torch.zeros((), device=ranks.device)
 
     def passes(self, loss: float | torch.Tensor, step: int) -> bool:
         """Tells whether update `step`, whose loss on this rank is `loss`, may touch the weights.
@@ -53,12 +54,19 @@ class Guard:
         if not self.reads_now:
             self._judge_on_device(torch.as_tensor(loss), step)
             return True
-        is_bad = not math.isfinite(loss)
         if self.ranks.world_size > 1:
-            is_bad = bool(self.ranks.max(torch.tensor(float(is_bad), device=self.ranks.device)).item())
-        if is_bad:
-            self._report(step, float(loss))
-        return not is_bad
+            (loss,) = self.ranks.sum_of_numbers(float(loss))  # a share that is not finite makes the sum so
+        if math.isfinite(loss):
+            return True
+        self._report(step, float(loss))
+        return False
+
+    def counted(self, loss: float | torch.Tensor) -> tuple[Any, Any]:
+        """Gives what an update that passed adds to the sums: (loss, 1), or (0, 0) if the device skips it."""
+        if self.reads_now or self.policy != "skip":
+            return loss, 1
+        good = 1 - self._verdict
+        return torch.where(good > 0, loss, torch.zeros_like(good)), good
 
     def settle(self) -> None:
         """Reads a verdict that was left on the device.
@@ -70,8 +78,10 @@ class Guard:
             return
         first_bad_step = float(self._first_bad_step.item())
         if math.isfinite(first_bad_step):
+            more = int(self._num_bad.item()) - 1
             self._first_bad_step.fill_(math.inf)
-            self._report(int(first_bad_step), math.nan)
+            self._num_bad.zero_()
+            self._report(int(first_bad_step), math.nan, more)
 
     def release(self) -> None:
         """Takes the verdict off the optimizer."""
@@ -83,12 +93,14 @@ class Guard:
         self._verdict = torch.maximum(self._verdict, is_bad) if self.policy == "stop" else is_bad
         here = torch.where(is_bad > 0, float(step), math.inf)
         self._first_bad_step = torch.minimum(self._first_bad_step, here)
+        self._num_bad = self._num_bad + is_bad
         self.optimizer.found_inf = self._verdict  # type: ignore[attr-defined] # torch's protocol with GradScaler
 
-    def _report(self, step: int, loss: float) -> None:
+    def _report(self, step: int, loss: float, more: int = 0) -> None:
         if self.policy == "skip":
-            self.num_skipped += 1
-            logger.warning("step %d: the loss is %s; the update is skipped (nan_policy='skip').", step, loss)
+            self.num_skipped += 1 + more
+            also = f", as are {more} after it" if more else ""
+            logger.warning("step %d: the loss is %s; the update is skipped%s (nan_policy='skip').", step, loss, also)
             return
         raise NonFiniteLossError(
             f"step {step}: the loss is not finite, got {loss}. The weights are still those of step {step - 1}. "

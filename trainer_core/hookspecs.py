@@ -111,6 +111,11 @@ def on_evaluate(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 
 @hookspec
+def on_new_best(trainer: Trainer) -> None:
+    """An evaluation in training was better than all before it; `trainer.state.best_metric` holds its value."""
+
+
+@hookspec
 def on_predict(trainer: Trainer, metrics: dict[str, float]) -> None:
     """A prediction is done. May add metrics."""
 

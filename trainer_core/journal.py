@@ -5,23 +5,29 @@ A line is written when a phase is left:
     {"phase": "STEP", "first_step": 1, "step": 50, "seconds": 0.31, "next": "EVAL", "signal": "EVAL",
      "by": "eval_strategy", "why": "every 50 updates", "rank": 0, "time": 1767225600.0, "run": "9f2c61d0"}
 
-Runs of plain STEPs are folded into one line (`first_step` to `step`). The file is `journal.jsonl` in `output_dir`
-(`journal-rank<r>.jsonl` on other ranks); a resumed run appends to it. A line that a killed process left half is
-passed over by `read`.
+Runs of plain STEPs are folded into one line (`first_step` to `step`; `first_step` is the larger where no update was
+done). The file is `journal.jsonl` in `output_dir` (`journal-rank<r>.jsonl` on other ranks); a resumed run appends to
+it. A line that a killed process left half is passed over by `read`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any, TextIO
 from uuid import uuid4
 
+from trainer_core.errors import SettingsError
 from trainer_core.phases import Phase, Signal
 from trainer_core.state import Request
+
+
+logger = logging.getLogger("trainer_core.journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,22 @@ class Journal:
         self._file: TextIO | None = None
 
     def open(self) -> None:
-        """Starts the clock, and the file where there is one."""
+        """Starts the clock, and the file where there is one.
+
+        Raises:
+            SettingsError: there is no writing to the folder.
+        """
         self._entered = perf_counter()
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
             if _ends_in_half_a_line(self.path):
                 self._file.write("\n")
+        except OSError as error:
+            problem = f"cannot be written to, got {str(self.path.parent)!r} ({error})"
+            raise SettingsError([f"output_dir: {problem}. Name a folder that is there or can be made."]) from error
 
     def left(self, phase: Phase, step: int, target: Phase | None, signal: Signal, request: Request | None) -> None:
         """Accounts for `phase`, which was left after update `step`. Runs of STEP are folded by not calling this."""
@@ -75,7 +90,7 @@ class Journal:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
         entry = Entry(
             phase=phase.name,
-            first_step=step if self._first_step is None else min(self._first_step, step),
+            first_step=step if self._first_step is None else self._first_step,
             step=step,
             seconds=round(seconds, 6),
             next="" if target is None else target.name,
@@ -95,16 +110,21 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file; the entries stay readable."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # said when the line could not be written
+                file.close()
 
     def _write(self, entry: Entry) -> None:
         self.entries.append(entry)
         if self._file is not None:
             line = json.dumps({name: getattr(entry, name) for name in Entry.__slots__}, ensure_ascii=False)
-            self._file.write(line + "\n")
-            self._file.flush()
+            try:
+                self._file.write(line + "\n")
+                self._file.flush()
+            except OSError as error:  # an account that cannot be kept ends no run and hides no other error
+                logger.warning("%s: cannot be written, %s. The journal goes on in memory.", self.path, error)
+                self.close()
 
 
 def read(path: Path) -> Iterator[Entry]:

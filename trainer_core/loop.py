@@ -118,9 +118,8 @@ class Loop:
         self.end_epoch("no epoch is open yet")
         if state.stopped_by is not None:
             self.request(Signal.STOP, by=state.stopped_by["by"], why=state.stopped_by["why"])
-        if state.global_step >= state.max_steps:
-            self.request(Signal.STOP, by="max_steps", why=f"all {state.max_steps} updates are done")
-        elif args.eval_on_start and state.global_step == 0:
+        self.stop_at_the_end()
+        if args.eval_on_start and state.global_step == 0:
             self.request(Signal.EVAL, by="eval_on_start", why="before the first update")
 
     def epoch(self) -> None:
@@ -133,6 +132,9 @@ class Loop:
         elif not is_stopping:
             state.epoch_is_open = True
             self.bus.tell("on_epoch_begin", trainer=self.trainer)
+            if Signal.STOP in self.raised and not self.is_interrupted:
+                self.close_epoch()
+                return
             self.stepper.refresh()
             self.batches = self.stream.epoch(state.epochs_done, state.batches_done)
 
@@ -143,10 +145,19 @@ class Loop:
             state.epochs_done, state.batches_done = state.epochs_done + 1, 0
             state.epoch = float(state.epochs_done)
         state.epoch_is_open = False
+        self.stop_at_the_end()
         if self.args.eval_strategy == "epoch" and state.epoch >= self.args.eval_delay:
             self.request(Signal.EVAL, by="eval_strategy", why=f"the end of epoch {state.epoch:g}")
         self.bus.tell("on_epoch_end", trainer=self.trainer)
         self.end_epoch(f"epoch {state.epoch:g} is closed")
+
+    def stop_at_the_end(self) -> None:
+        """Asks to stop when the updates of the plan are done, or its epochs, of which some were cut short."""
+        state = self.state
+        if state.global_step >= state.max_steps:
+            self.request(Signal.STOP, by="max_steps", why=f"all {state.max_steps} updates are done")
+        elif state.num_train_epochs and state.epochs_done >= state.num_train_epochs:
+            self.request(Signal.STOP, by="num_train_epochs", why=f"all {state.num_train_epochs} epochs are done")
 
     def step(self) -> None:
         """Does one update: fetch its micro-batches, train, count, tell, and ask for what is due after it."""
@@ -180,7 +191,8 @@ class Loop:
         self.stepper.guard.settle()
         self.state.last_eval_step = self.state.global_step
         metrics = self.trainer.evaluate()
-        remember_best(self.trainer, metrics)
+        if remember_best(self.trainer, metrics):
+            self.bus.tell("on_new_best", trainer=self.trainer)
 
     def save(self) -> None:
         """Asks for a checkpoint and announces it."""
@@ -215,7 +227,7 @@ class Loop:
         is_first = signal not in self.raised
         if is_first:
             self.raised[signal] = request
-        if signal is Signal.STOP and is_first and not interrupt and by != "max_steps":
+        if signal is Signal.STOP and is_first and not interrupt and not request.is_planned:
             self.state.stopped_by = {"by": by, "why": why}
 
     def end_epoch(self, why: str) -> None:
@@ -263,10 +275,11 @@ class Loop:
         return int(self.ranks.sum_of_numbers(own)[0])
 
     def close(self) -> None:
-        """Closes the journal and takes what the run attached off the optimizer."""
+        """Closes the journal and takes what the run left on the optimizer and the model off them."""
         self.journal.close()
         if hasattr(self, "stepper"):
             self.stepper.guard.release()
+            self.stepper.clear_gradients()
 
     def is_padded(self, is_last: bool) -> bool:
         """Tells whether the last micro-batch fetched only keeps this rank in step with the others."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from trainer_core.errors import ModelError
+from trainer_core.data import count_targets
+from trainer_core.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -45,23 +46,60 @@ class Count(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Runs `func` on plain tensors and notes the use; looking at shape, device or type is none."""
-        plain = [argument.as_subclass(torch.Tensor) if type(argument) is Count else argument for argument in args]
-        if getattr(func, "__name__", "") != "__get__":
-            for argument in args:
+        """Runs `func` on plain tensors and notes the use; looking at the count or its shape is none."""
+        named = kwargs or {}
+        if getattr(func, "__name__", "") not in _LOOKS:
+            for argument in (*args, *named.values()):
                 if type(argument) is Count:
                     argument.was_used = True
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*plain, **(kwargs or {}))
+            return func(*map(_plain, args), **{name: _plain(value) for name, value in named.items()})
+
+
+_LOOKS: Final = frozenset(
+    ["__get__", "__repr__", "__format__", "__bool__", *(f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge"))]
+    + ["eq", "ne", "lt", "le", "gt", "ge", "dim", "size", "numel"]
+)
+"""What does not compute with a count: attributes, comparisons, printing."""
+
+
+def _plain(value: Any) -> Any:
+    return value.as_subclass(torch.Tensor) if type(value) is Count else value
 
 
 def call_model(model: nn.Module, inputs: Any, **more: Any) -> Any:
-    """Calls `model` with a batch: mappings by keyword, tuples and lists by position, anything else as one argument."""
+    """Calls `model` with a batch: mappings by keyword, tuples and lists by position, anything else as one argument.
+
+    Raises:
+        DataError: the batch does not fit the parameters of `forward`.
+    """
+    positional, named = _as_arguments(inputs)
+    try:
+        return model(*positional, **named, **more)
+    except TypeError as error:
+        refuse_misfit(model, inputs, error, **more)
+        raise
+
+
+def refuse_misfit(model: nn.Module, inputs: Any, error: TypeError, **more: Any) -> None:
+    """Raises DataError where `error`, of calling `model` with a batch, comes of the parameters that `forward` has."""
+    positional, named = _as_arguments(inputs)
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*positional, **named, **more)
+    except TypeError as misfit:
+        bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+        got = ", ".join(map(str, named)) if named else describe(inputs)
+        raise DataError(
+            f"batch: does not fit the model, got {got} for forward{inspect.Signature(bare)}: {misfit}. "
+            f"Give the dataset or data_collator the names that forward takes."
+        ) from error
+
+
+def _as_arguments(inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     if isinstance(inputs, Mapping):
-        return model(**inputs, **more)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs, **more)
-    return model(inputs, **more)
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def loss_of(outputs: Any) -> torch.Tensor:
@@ -87,7 +125,8 @@ def find_loss(outputs: Any) -> Any:
         return outputs.get("loss")
     if isinstance(outputs, tuple | list):
         first = outputs[0] if outputs else None
-        return first if isinstance(first, torch.Tensor) and first.numel() == 1 else None
+        # of one dimension or more it may be the prediction for a batch of one
+        return first if isinstance(first, torch.Tensor) and first.ndim == 0 else None
     return getattr(outputs, "loss", None)
 
 
@@ -142,7 +181,8 @@ def prediction_of(
     labels, _ = split_labels(inputs, trainer.label_names)
     with torch.autocast(trainer.ranks.device.type, dtype=trainer.precision) if trainer.precision else nullcontext():
         if labels is not None:
-            loss, outputs = trainer.compute_loss(model, dict(inputs) if isinstance(inputs, dict) else inputs, True)
+            batch = dict(inputs) if isinstance(inputs, dict) else inputs
+            loss, outputs = trainer.compute_loss(model, batch, True, **_count_of(trainer, inputs))
             loss = loss.detach().mean()
         else:
             outputs = call_model(model, inputs)
@@ -150,19 +190,23 @@ def prediction_of(
             loss = loss.detach().mean() if isinstance(loss, torch.Tensor) else None
     if loss_only:
         return loss, None, None
-    return (
-        loss,
-        _predictions(outputs, ignore_keys or (), has_loss=labels is not None and find_loss(outputs) is not None),
-        labels,
-    )
+    return loss, _predictions(outputs, ignore_keys or ()), labels
 
 
-def _predictions(outputs: Any, ignore_keys: Sequence[str], *, has_loss: bool) -> Any:
+def _count_of(trainer: Trainer, inputs: Any) -> dict[str, torch.Tensor]:
+    """Gives the count of a batch, for a loss of the user's that may divide by it."""
+    if not trainer.compute_loss_takes_count and trainer.compute_loss_func is None:
+        return {}
+    count = count_targets(inputs, trainer.label_names, shifted=trainer.is_shifted)
+    return {"num_items_in_batch": torch.as_tensor(count, device=trainer.ranks.device)}
+
+
+def _predictions(outputs: Any, ignore_keys: Sequence[str]) -> Any:
     """Gives a model's outputs but the loss: one tensor where there is one, else a tuple."""
     if isinstance(outputs, Mapping):
         kept = tuple(value for key, value in outputs.items() if key != "loss" and key not in ignore_keys)
     elif isinstance(outputs, tuple | list):
-        kept = tuple(outputs[1:] if has_loss else outputs)
+        kept = tuple(outputs[1:] if find_loss(outputs) is not None else outputs)
     else:
         kept = (logits_of(outputs),)
     return kept[0] if len(kept) == 1 else kept or None
@@ -204,8 +248,19 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def is_shifted(model: nn.Module) -> bool:
-    """Tells whether `model` is a causal language model of transformers, whose loss shifts the labels by one."""
-    return getattr(model, "loss_type", None) == "ForCausalLM"
+    """Tells whether `model` is a causal language model of transformers, whose loss shifts the labels by one.
+
+    Class names and `loss_type` do not tell (GPT2LMHeadModel has none, BartForCausalLM does not shift); the loss that
+    its forward calls does.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator] # peft's
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    forwards = (vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))
+    codes = (getattr(inspect.unwrap(forward), "__code__", None) for forward in forwards)
+    if not any("loss_function" in code.co_names for code in codes if code is not None):
+        return False
+    return getattr(model.loss_function, "__name__", "") == "ForCausalLMLoss"
 
 
 def takes_count(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trainer_core.errors import SettingsError, did_you_mean
 
@@ -23,16 +24,20 @@ def evaluation_model(trainer: Trainer) -> Iterator[nn.Module]:
     """Gives the model to evaluate, in evaluation mode; modes go back to what they were.
 
     Outside training it is placed on the device and, with `bf16_full_eval` or `fp16_full_eval`, a copy in that type; the
-    model itself keeps its weights to the bit.
+    model itself keeps its weights to the bit. All ranks evaluate with the main rank's buffers.
     """
     model = trainer.model_wrapped
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # DDP's forward waits for all ranks, which may have different numbers of batches
     if not trainer.is_in_train:
         model = trainer.model
         if trainer.ranks.device.type != "cpu":
             model.to(trainer.ranks.device)
         half = torch.bfloat16 if trainer.args.bf16_full_eval else torch.float16 if trainer.args.fp16_full_eval else None
         if half is not None:
-            model = copy.deepcopy(model).to(half)
+            model = _half_copy(model, half, trainer.label_names)
+    if trainer.args.ddp_broadcast_buffers is not False:
+        trainer.ranks.send_from_main(model.buffers())
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -40,6 +45,21 @@ def evaluation_model(trainer: Trainer) -> Iterator[nn.Module]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _half_copy(model: nn.Module, dtype: torch.dtype, labels: tuple[str, ...]) -> nn.Module:
+    """Gives a copy of `model` in `dtype` that takes its floating inputs, but labels, in that type too."""
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def cast_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        named = {name: value if name in labels else cast(value) for name, value in kwargs.items()}
+        return tuple(map(cast, args)), named
+
+    half = copy.deepcopy(model).to(dtype)
+    half.register_forward_pre_hook(cast_inputs, with_kwargs=True)
+    return half
 
 
 def autocast_type(args: TrainingArguments) -> torch.dtype | None:

@@ -71,12 +71,9 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
             "save_strategy",
             "save_steps",
             "save_total_limit",
-            "save_on_each_node",
             "save_only_model",
             "load_best_model_at_end",
             "resume_from_checkpoint",
-            "enable_jit_checkpoint",
-            "restore_callback_states_from_checkpoint",
         ),
         _CHECKPOINTING,
     ),
@@ -200,6 +197,15 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "use_mps_device": ("is not needed: an Apple GPU is used when there is one", "Leave it out, or set use_cpu."),
     # saving, logging and the rest
     "save_safetensors": ("is not needed: weights are always saved as safetensors", "Leave it out."),
+    "save_on_each_node": (
+        "is not offered: all ranks write into one checkpoint, which is whole or not there",
+        "Put output_dir on storage that all nodes share.",
+    ),
+    "enable_jit_checkpoint": ("is not needed: SIGTERM and SIGINT always save before the run ends", "Leave it out."),
+    "restore_callback_states_from_checkpoint": (
+        "is not needed: the state of plugins and callbacks is always saved and restored",
+        "Leave it out.",
+    ),
     "overwrite_output_dir": (
         "is gone: nothing in a folder is overwritten unasked",
         "Use a new output_dir, or resume_from_checkpoint to go on in this one.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def arithmetic_of(trainer: Trainer, batches: BatchStream) -> Arithmetic:
         epochs = max_steps / updates if updates else None
     else:
         assert updates is not None
-        max_steps = math.ceil(args.num_train_epochs * updates)
+        max_steps = math.ceil(round(args.num_train_epochs * updates, 9))  # 100 * 0.07 is a hair above 7
         epochs = args.num_train_epochs
     return Arithmetic(_num_samples(trainer, batches), micro_batches, updates, max_steps, epochs)
 
@@ -114,16 +115,37 @@ def _add_unknowns(plan: Plan) -> None:
 
 def _add_evaluations(trainer: Trainer, plan: Plan) -> None:
     args = trainer.args
+    if args.eval_on_start or args.eval_strategy != "no":
+        _refuse_empty(trainer, plan)
     if args.eval_on_start:
         plan.schedule("evaluation", "eval_on_start", [0])
     if args.eval_strategy == "no":
         return
     cadence = Cadence(args.eval_strategy, interval(args.eval_steps, plan.max_steps), args.eval_delay)
-    plan.schedule("evaluation", "eval_strategy", cadence.steps(plan.max_steps, plan.updates_per_epoch))
+    steps = cadence.steps(plan.max_steps, plan.updates_per_epoch, _epochs_at_the_end(plan))
+    plan.schedule("evaluation", "eval_strategy", steps)
     if args.metric_for_best_model is not None:
         names = metric_names(trainer)
         if names is not None and best_metric_name(trainer) not in names:
             plan.contradict(missing_metric(trainer, sorted(names)))
+
+
+def _refuse_empty(trainer: Trainer, plan: Plan) -> None:
+    if trainer.overrides("evaluate") or trainer.overrides("get_eval_dataloader"):
+        return
+    datasets = trainer.eval_dataset
+    for name, dataset in datasets.items() if isinstance(datasets, Mapping) else [("", datasets)]:
+        if hasattr(dataset, "__len__") and len(dataset) == 0:
+            which = f"{name!r} has" if name else "has"
+            plan.contradict(f"eval_dataset: {which} no rows, got length 0. Pass one with at least one row.")
+
+
+def _epochs_at_the_end(plan: Plan) -> float | None:
+    """Gives the epochs trained after the last update, counted in micro-batches as the run counts them."""
+    if not plan.updates_per_epoch or not plan.micro_batches_per_epoch:
+        return None
+    whole, rest = divmod(plan.max_steps, plan.updates_per_epoch)
+    return whole + rest * plan.gradient_accumulation_steps / plan.micro_batches_per_epoch
 
 
 def _add_learning_rates(trainer: Trainer, plan: Plan) -> None:

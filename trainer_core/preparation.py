@@ -34,7 +34,8 @@ def prepare(trainer: Trainer) -> None:
         trainer.optimizer, trainer.lr_scheduler = None, None  # type: ignore[assignment] # made anew below
     place(trainer)
     trainer.train_dataloader = trainer.get_train_dataloader()
-    trainer.train_stream = stream(trainer.train_dataloader, seed=trainer.args.data_seed or trainer.args.seed)
+    seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+    trainer.train_stream = stream(trainer.train_dataloader, seed=seed)
     arithmetic = arithmetic_of(trainer, trainer.train_stream)
     set_counters(trainer, arithmetic)
     plan = plan_of(trainer, arithmetic)
@@ -54,6 +55,7 @@ def place(trainer: Trainer) -> None:
     if device.type != "cpu":
         model.to(device)
     model.train()
+    model.zero_grad()
     trainer.model_wrapped = model
 
 
@@ -84,11 +86,15 @@ def set_counters(trainer: Trainer, arithmetic: Arithmetic) -> None:
 
 def create_optimizer_and_scheduler(trainer: Trainer, max_steps: int) -> None:
     """Makes optimizer and schedule through the methods that a user may override."""
-    if trainer.optimizer is not None and trainer.users_optimizers[0] is None:
-        trainer.optimizer = None  # type: ignore[assignment] # made anew for this run
-    if trainer.users_optimizers[1] is None:
-        trainer.lr_scheduler = None
-    trainer.create_optimizer_and_scheduler(num_training_steps=max_steps)
+    optimizer, lr_scheduler = trainer.users_optimizers
+    trainer.optimizer, trainer.lr_scheduler = optimizer, lr_scheduler  # type: ignore[assignment] # None is made anew
+    try:
+        trainer.create_optimizer_and_scheduler(max_steps)
+    finally:
+        trainer.made_for_run = (
+            trainer.optimizer if optimizer is None else None,
+            trainer.lr_scheduler if lr_scheduler is None else None,
+        )
     if not isinstance(trainer.optimizer, torch.optim.Optimizer):
         raise SettingsError(
             [

@@ -7,6 +7,7 @@ With one process every call returns at once.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,12 @@ class Ranks:
     def from_main(self, value: Any) -> Any:
         """Gives rank 0's `value` on every rank."""
         return self.gather_objects(value)[0] if self.world_size > 1 else value
+
+    def send_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives `tensors` on every rank the values that they have on rank 0, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         """Waits until every rank is here."""

@@ -19,8 +19,8 @@ logger = logging.getLogger("trainer_core.rehearsal")
 def metric_names(trainer: Trainer) -> set[str] | None:
     """Gives the names of the metrics that an evaluation will give, or None when that cannot be told beforehand.
 
-    Evaluates the first rows of each evaluation dataset; nothing is logged, no hook but `on_prediction_step` fires, and
-    the random states stay as they are. A metric function that fails on so few rows tells nothing.
+    Evaluates the first rows of each evaluation dataset; nothing is logged, no hook fires, and the random states
+    stay as they are. A metric function that fails on so few rows tells nothing.
     """
     if (
         trainer.overrides("evaluate")
@@ -49,6 +49,7 @@ def _names_for(trainer: Trainer, dataset: Any, prefix: str) -> set[str] | None:
     try:
         with own_random_states(trainer.args.seed):
             rehearsed = Evaluation(trainer, prefix, loss_only=trainer.compute_metrics is None, ignore_keys=None)
+            rehearsed.is_told = False
             return set(rehearsed.run(trainer.get_eval_dataloader(few)).metrics)
     except Exception as error:
         logger.debug("the metrics of an evaluation are not known before training, a rehearsal gave %r", error)

@@ -46,10 +46,12 @@ class Running:
     def __enter__(self) -> Running:
         args, rank = self.trainer.args, self.trainer.ranks.rank
         self.trainer.outcome = ""
+        self.trainer.resumed_from = self.trainer.loaded_best_from = self.trainer.stop_request = None
         self.undo.enter_context(own_random_states(args.seed + rank))
         self.undo.enter_context(determinism(full=args.full_determinism))
         self.undo.enter_context(tf32(args.tf32))
         self.undo.enter_context(self.interrupts())
+        self.trainer.bus.is_held = True
         self.is_active = True
         return self
 
@@ -57,15 +59,16 @@ class Running:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         trainer, loop = self.trainer, self.loop
+        trainer.bus.is_held = False
         try:
             if error is not None:
                 trainer.outcome = "failed"
                 error.add_note(f"raised in phase {loop.phase.name}, after step {trainer.state.global_step}")
                 loop.journal.failed(loop.phase, trainer.state.global_step, error)
-                trainer.bus.tell("on_exception", trainer=trainer, error=error)
+                trainer.bus.tell_all("on_exception", trainer=trainer, error=error)
         finally:
             try:
-                trainer.bus.tell("on_teardown", trainer=trainer)
+                trainer.bus.tell_all("on_teardown", trainer=trainer)
             finally:
                 self.is_active = False
                 loop.close()

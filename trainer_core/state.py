@@ -30,6 +30,11 @@ class Request:
     why: str
     interrupt: bool = False
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether the run has come to the end that its plan gives it."""
+        return self.by in ("max_steps", "num_train_epochs")
+
 
 @dataclass(slots=True)
 class TrainerState:

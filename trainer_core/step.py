@@ -5,12 +5,13 @@ decided anew in an update that could be decided then.
 
 The gradient of an update is that of the mean loss over all its targets, on all ranks and in all micro-batches: a
 micro-batch whose loss is a mean over n of N targets counts n / N. (DDP averages gradients over W ranks, so there the
-weight is W n / N.) Any split of a batch gives the same gradient.
+weight is W n / N; without `average_tokens_across_devices` N counts this rank's targets and the weight is n / N.) Any split of a batch gives the same gradient.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from trainer_core.loss import (
     is_shifted,
     loss_and_outputs,
     loss_of,
+    refuse_misfit,
     takes,
     takes_count,
 )
@@ -66,12 +68,15 @@ class Stepper:
         self.weight: Weight = _WHOLE
         self.label_names = trainer.label_names
         self.is_shifted = is_shifted(trainer.model)
-        self.gives_count = trainer.compute_loss_takes_count or takes_count(trainer.model)
+        self.gives_count = (
+            trainer.compute_loss_takes_count or trainer.compute_loss_func is not None or takes_count(trainer.model)
+        )
         reads_now = self.scaler is not None or not can_judge_on_device(self.optimizer, self.device)
         self.reads_now = reads_now and (self.device.type == "cpu" or self.args.nan_policy != "ignore")
         self.guard = Guard(self.args.nan_policy, self.optimizer, self.ranks, reads_now=self.reads_now)
         self.loss = build_loss(trainer, self.model)
         self.is_alone = self.ranks.world_size == 1
+        self.spread = self.ranks.world_size if self.args.average_tokens_across_devices else 1
         self.ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
         self.training_step = trainer.training_step if trainer.overrides("training_step") else None
         self.training_step_takes_count = takes(trainer.training_step, "num_items_in_batch")
@@ -107,7 +112,7 @@ class Stepper:
         for index, inputs in enumerate(window):
             if weights is not None:
                 self.weight = weights[index]
-                if self.is_alone and self.weight == 0.0:
+                if self.is_alone and self.weight is _NONE:
                     continue  # a micro-batch without targets has no loss
             if self.moves:
                 inputs = to_device(inputs, self.device)
@@ -127,9 +132,11 @@ class Stepper:
             check_loss(loss)
             self.is_checked = True
         weight = self.weight
+        if weight is _NONE:
+            return self.learn_nothing(loss)
         if self.count is not None and self.count.was_used:
             self.count.was_used = False  # the loss is a share of the update's already
-            weight = 0.0 if weight is _NONE else float(self.ranks.world_size)
+            weight = float(self.spread)
         value: Value = loss.item() if self.reads_now else loss.detach()
         if weight is not _WHOLE:
             value = value * weight / self.ranks.world_size
@@ -141,6 +148,13 @@ class Stepper:
             gradient = torch.as_tensor(weight, dtype=loss.dtype, device=loss.device).reshape(loss.shape)
             loss.backward(gradient=gradient)  # type: ignore[no-untyped-call] # torch's own
         return value
+
+    def learn_nothing(self, loss: torch.Tensor) -> Value:
+        """Goes backward with a gradient of 0: a micro-batch without targets only keeps ranks in step."""
+        if not torch.isfinite(loss):  # a mean over nothing; 0 times its gradient need not be 0
+            loss = torch.stack([parameter.sum() for parameter in self.parameters if parameter.requires_grad]).sum()
+        loss.backward(gradient=torch.zeros_like(loss))  # type: ignore[no-untyped-call] # torch's own
+        return 0.0
 
     def learn_as_overridden(self, inputs: Any) -> Value:
         """Trains on one micro-batch through the user's `training_step`, which goes backward itself."""
@@ -160,8 +174,10 @@ class Stepper:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.guard.is_on and not self.guard.passes(loss, step):
+            if self.scaler is not None:
+                self.scaler.update()  # ends what unscale_ began
             return self.clear_gradients()
-        self.meter.add(loss)
+        self.meter.add(*self.guard.counted(loss))
         self.meter.learning_rate = self.first_group["lr"]
         if self.clip is not None:
             self.meter.grad_norm = self.clip()
@@ -187,7 +203,6 @@ class Stepper:
 
         Sets `count`, the number of targets of the update, for losses that ask for it.
         """
-        world_size = self.ranks.world_size
         is_whole = len(window) == 1 and self.is_alone
         self.weight = _WHOLE
         if is_whole and not self.gives_count:
@@ -196,24 +211,26 @@ class Stepper:
         if is_padded:
             counts[-1] = 0
         total: Any = sum(counts)
-        if world_size > 1 and self.args.average_tokens_across_devices:
+        if self.spread > 1:
             total = self.ranks.sum(torch.as_tensor(total, device=self.device))
-        elif self.gives_count:
-            total = torch.as_tensor(total, device=self.device)
+            total = total.item() if self.device.type == "cpu" else total
         if self.gives_count:
-            self.count = Count.of(total)
+            self.count = Count.of(torch.as_tensor(total, device=self.device))
         if is_whole:
             return None
-        if isinstance(total, torch.Tensor) and self.device.type == "cpu":
-            total = total.item()
         if not isinstance(total, torch.Tensor) and total == 0:
-            raise DataError(
-                "update: none of its labels counts, all are -100. Look at the labels that the data collator makes."
-            )
-        weights: list[Weight] = [count * world_size / total for count in counts]
-        if is_padded:
-            weights[-1] = _NONE
-        return weights
+            return self._weights_of_nothing(len(window))
+        return [count * self.spread / total if isinstance(count, torch.Tensor) or count else _NONE for count in counts]
+
+    def _weights_of_nothing(self, length: int) -> list[Weight]:
+        """Gives the weights in an update without a target, whose mean loss is NaN."""
+        if self.spread < self.ranks.world_size or self.args.nan_policy == "ignore":
+            return [_NONE] * length
+        if self.args.nan_policy == "skip":
+            return [math.nan] * length
+        raise DataError(
+            "update: none of its labels counts, all are -100. Look at the labels that the data collator makes."
+        )
 
     def clear_gradients(self) -> None:
         """Drops all gradients."""
@@ -252,7 +269,7 @@ _WHOLE: Weight = float("1")
 """The weight of a micro-batch that is the whole update, told from others by identity."""
 
 _NONE: Weight = float("0")
-"""The weight of a micro-batch that only keeps ranks in step."""
+"""The weight of a micro-batch without targets, told from others by identity."""
 
 
 def build_loss(trainer: Trainer, model: torch.nn.Module) -> LossOf:
@@ -288,12 +305,16 @@ def _own_loss(model: torch.nn.Module) -> LossOf:
 
     def own_loss(inputs: Any, count: Count | None) -> torch.Tensor:
         kind = type(inputs)
-        if kind is dict:
-            outputs = model(**inputs)
-        elif kind is tuple or kind is list:
-            outputs = model(*inputs)
-        else:
-            outputs = call_model(model, inputs)
+        try:
+            if kind is dict:
+                outputs = model(**inputs)
+            elif kind is tuple or kind is list:
+                outputs = model(*inputs)
+            else:
+                outputs = call_model(model, inputs)
+        except TypeError as error:
+            refuse_misfit(model, inputs, error)
+            raise
         loss = find_loss(outputs)
         return loss if loss is not None else loss_of(outputs)
 

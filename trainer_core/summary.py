@@ -17,7 +17,7 @@ def finish(trainer: Trainer, loop: Loop) -> None:
     request = loop.raised.get(Signal.STOP)
     if request is not None and request.interrupt:
         trainer.outcome = "interrupted"
-    elif request is not None and request.by != "max_steps":
+    elif request is not None and not request.is_planned:
         trainer.outcome = "stopped"
     else:
         trainer.outcome = "completed"

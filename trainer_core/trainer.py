@@ -111,7 +111,7 @@ class Trainer:
         self.compute_loss_func = compute_loss_func
         self.optimizer: torch.optim.Optimizer = optimizers[0]  # type: ignore[assignment] # made before training where None
         self.lr_scheduler: Any = optimizers[1]
-        self.users_optimizers = optimizers
+        self.made_for_run: tuple[Any, Any] = (None, None)
         self.state = TrainerState()
         self.control = TrainerControl()
         self.scaler: torch.amp.GradScaler | None = None
@@ -128,7 +128,7 @@ class Trainer:
         self.waits_for_metric = False
         self.eval_cadence = Cadence("no")
         self.bus = Bus()
-        assembly.register_plugins(self, plugins, [*(callbacks or ()), *more_callbacks])
+        assembly.register_plugins(self, plugins or (), [*(callbacks or ()), *more_callbacks])
         self.bus.tell("on_init_end", trainer=self)
 
     # Running ---------------------------------------------------------------------------------------------------
@@ -137,13 +137,16 @@ class Trainer:
         """Trains until the plan is done, a plugin stops the run, or it is interrupted.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest one in `output_dir`.
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest one in `output_dir`; None for what the
+                setting of that name says.
             others: none; a misspelt name is answered with the right one.
 
         Raises:
             SettingsError: the settings, model and data cannot be trained together; before anything is done.
         """
         assembly.check_train_arguments(others)
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = getattr(self.args, "resume_from_checkpoint", None)
         self.running = Running(self, resume_from_checkpoint)
         with self.running as running:
             running.loop.run()
@@ -179,8 +182,9 @@ class Trainer:
             metric_key_prefix=metric_key_prefix,
         )
         self.log(output.metrics)
-        self.bus.tell("on_evaluate", trainer=self, metrics=output.metrics)
-        return output.metrics
+        metrics = output.metrics | {"epoch": self.state.epoch}
+        self.bus.tell("on_evaluate", trainer=self, metrics=metrics)
+        return metrics
 
     def predict(
         self, test_dataset: Any, ignore_keys: Sequence[str] | None = None, metric_key_prefix: str = "test"
@@ -243,8 +247,12 @@ class Trainer:
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Makes optimizer and scheduler where there are none; may be overridden."""
-        self.create_optimizer()
-        self.create_scheduler(num_training_steps, self.optimizer)
+        optimizer = self.create_optimizer()
+        self.optimizer = self.optimizer if self.optimizer is not None else optimizer
+        if self.optimizer is None:
+            return  # refused by the caller, with what to do
+        lr_scheduler = self.create_scheduler(num_training_steps, self.optimizer)
+        self.lr_scheduler = self.lr_scheduler if self.lr_scheduler is not None else lr_scheduler
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Makes `self.optimizer` where there is none; may be overridden."""
@@ -377,6 +385,15 @@ class Trainer:
         ranks = Ranks(self.accelerator)
         self.state.is_world_process_zero, self.state.is_local_process_zero = ranks.is_main, ranks.local_rank == 0
         return ranks
+
+    @property
+    def users_optimizers(self) -> tuple[torch.optim.Optimizer | None, Any]:
+        """Optimizer and scheduler that the user passed or set; None for what each run makes anew."""
+        optimizer, lr_scheduler = self.made_for_run
+        return (
+            None if self.optimizer is optimizer else self.optimizer,
+            None if self.lr_scheduler is lr_scheduler else self.lr_scheduler,
+        )
 
     @property
     def is_main_rank(self) -> bool:

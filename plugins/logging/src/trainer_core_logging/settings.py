@@ -1,0 +1,56 @@
+"""The settings of the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from trainer_core import Interval, Section
+
+Level = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
+
+
+def _plain_name(name: str) -> str:
+    if PurePath(name).name != name or name in {".", ".."}:
+        raise ValueError("must be a file's name without a folder. The file lies in output_dir")
+    if name.startswith("journal"):
+        raise ValueError("is the name of the run's journal. Use another one")
+    return name
+
+
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_plain_name)]
+LoggerName = Annotated[str, Field(min_length=1)]
+
+
+class LoggingSettings(Section):
+    """When a row is logged, where rows are written, and how loud the library's own loggers are."""
+
+    on_by_default: ClassVar[bool] = True
+    flat: ClassVar[Mapping[str, str]] = {
+        "logging_strategy": "strategy",
+        "logging_steps": "steps",
+        "logging_first_step": "first_step",
+        "log_level": "level",
+        "log_level_replica": "level_replica",
+        "log_on_each_node": "on_each_node",
+    }
+
+    strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When loss, gradient norm and learning rate are logged: never, every `steps` updates, or as each epoch closes."""
+    steps: Interval = 500
+    """Updates between two rows (1 or more), or the share of all updates (below 1), with strategy "steps"."""
+    first_step: bool = False
+    """Also log a row after the first update."""
+    level: Level = "info"
+    """Level of the logger `trainer_core` on a main rank during training; "passive" leaves it, "detail" is "debug"."""
+    level_replica: Level = "warning"
+    """The same on all other ranks."""
+    on_each_node: bool = True
+    """Whether the first rank of each node is a main rank; else only rank 0 of all is."""
+    loggers: list[LoggerName] = Field(default_factory=list)
+    """Further loggers that get the level during training."""
+    file: FileName | None = "log.jsonl"
+    """File in `output_dir` to which every logged row is appended, one line of JSON each; None for no file."""

@@ -1,0 +1,546 @@
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from trainer_core import SettingsError, Trainer, TrainingArguments, read_model
+
+
+def weights(model):
+    return [parameter.tolist() for parameter in model.parameters()]
+
+
+def spying(*methods):
+    """A Trainer whose `methods` note their arguments in `calls` and go on."""
+
+    def noting(name):
+        def method(self, *args, **kwargs):
+            calls.append((name, len(args), sorted(kwargs)))
+            return getattr(Trainer, name)(self, *args, **kwargs)
+
+        return method
+
+    calls = []
+    return type("Spying", (Trainer,), {name: noting(name) for name in methods}), calls
+
+
+# Override points: the loss ----------------------------------------------------------------------------------------
+
+
+class GuidesTrainer(Trainer):
+    """The guide's own, but for the import of torch that it forgets and for the number of labels."""
+
+    def compute_loss(self, model, inputs, return_outputs=False):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits = outputs.get("logits")
+        loss_fct = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0], device=logits.device))
+        loss = loss_fct(logits.view(-1, 3), labels.view(-1))
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_the_guides_compute_loss_trains_evaluates_and_predicts(make_trainer, make_rows):
+    given = {
+        "train_dataset": make_rows(40),
+        "eval_dataset": make_rows(10, seed=1),
+        "compute_metrics": lambda prediction: {"rows": len(prediction.predictions)},
+    }
+    trainer = make_trainer(GuidesTrainer, given=given, eval_strategy="epoch", learning_rate=0.1)
+    trainer.train()
+    metrics = trainer.evaluate()
+    x, labels = (torch.stack([row[key] for row in make_rows(10, seed=1)]) for key in ("x", "labels"))
+    with torch.no_grad():
+        logits = trainer.model(x)["logits"]
+    batches = zip(logits.split(8), labels.split(8), strict=True)
+    weighted = [
+        (functional.cross_entropy(*batch, weight=torch.tensor([1.0, 2.0, 3.0])).item(), len(batch[0]))
+        for batch in batches
+    ]
+    assert metrics["eval_loss"] == pytest.approx(sum(loss * rows for loss, rows in weighted) / 10)
+    assert metrics["eval_rows"] == 10
+    output = trainer.predict(make_rows(10, seed=1))
+    assert np.array_equal(output.predictions, logits.numpy())
+    assert output.label_ids.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("way", ["mean", "sum over the count", "sum over its item", "ignored"])
+def test_compute_loss_may_take_the_number_of_targets_and_use_it_or_not(make_trainer, way):
+    class Counting(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            x, labels = inputs
+            outputs = model(x)
+            if num_items_in_batch is None or way in ("mean", "ignored"):
+                loss = functional.cross_entropy(outputs["logits"], labels)
+            else:
+                count = num_items_in_batch if way == "sum over the count" else num_items_in_batch.item()
+                loss = functional.cross_entropy(outputs["logits"], labels, reduction="sum") / count
+            counts.append(None if num_items_in_batch is None else f"{num_items_in_batch}")
+            return (loss, outputs) if return_outputs else loss
+
+    counts = []
+    options = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 7, "optim": "sgd", "learning_rate": 0.1}
+    trainer, own = make_trainer(Counting, **options), make_trainer(**options)
+    trainer.train()
+    own.train()
+    assert len(counts) == 6  # 40 rows by 7
+    for mine, models in zip(trainer.model.parameters(), own.model.parameters(), strict=True):
+        assert torch.allclose(mine, models, atol=1e-6)
+
+
+def test_a_loss_function_is_called_with_outputs_labels_and_count(make_trainer):
+    def loss_of(outputs, labels, num_items_in_batch):
+        seen.append((sorted(outputs), labels.shape, num_items_in_batch is None))
+        return functional.cross_entropy(outputs["logits"], labels)
+
+    seen = []
+    trainer, own = make_trainer(given={"compute_loss_func": loss_of}), make_trainer()
+    trainer.train()
+    own.train()
+    assert seen == [(["logits"], (4,), False)] * 10
+    assert weights(trainer.model) == weights(own.model)
+
+
+def test_training_step_is_called_for_every_micro_batch(make_trainer):
+    class Stepping(Trainer):
+        def training_step(self, model, inputs):
+            seen.append((model is self.model_wrapped, len(inputs[0])))
+            return super().training_step(model, inputs)
+
+    seen = []
+    trainer, own = make_trainer(Stepping, gradient_accumulation_steps=2), make_trainer(gradient_accumulation_steps=2)
+    trainer.train()
+    own.train()
+    assert seen == [(True, 4)] * 10
+    assert weights(trainer.model) == weights(own.model)
+
+
+def test_prediction_step_is_called_with_the_guides_arguments(make_trainer, make_data):
+    class Predicting(Trainer):
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            seen.append((model.training, prediction_loss_only, ignore_keys, torch.is_grad_enabled()))
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return loss, None if logits is None else logits + 1, labels
+
+    seen = []
+    trainer, plain = make_trainer(Predicting), make_trainer()
+    predictions = trainer.predict(make_data(9)).predictions
+    assert np.array_equal(predictions, plain.predict(make_data(9)).predictions + 1)
+    trainer.evaluate(make_data(3), ignore_keys=["hidden"])
+    assert seen == [(False, False, [], False)] * 2 + [(False, True, ["hidden"], False)]
+    assert trainer.model.training
+
+
+# Override points: the optimizer -----------------------------------------------------------------------------------
+
+
+def test_create_optimizer_and_scheduler_is_called_with_the_number_of_updates(make_trainer):
+    class Plain(Trainer):
+        def create_optimizer_and_scheduler(self, num_training_steps):
+            seen.append(num_training_steps)
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+    seen = []
+    trainer = make_trainer(Plain, num_train_epochs=2)
+    trainer.train()
+    assert seen == [20]
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert (trainer.lr_scheduler, trainer.optimizer.param_groups[0]["lr"]) == (None, 0.1)
+
+
+def test_create_optimizer_is_called_and_our_schedule_goes_with_it(make_trainer):
+    class Plain(Trainer):
+        def create_optimizer(self):
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+            return self.optimizer
+
+    trainer = make_trainer(Plain)
+    trainer.train()
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.0  # at the end of the linear schedule
+
+
+def test_what_create_optimizer_and_create_scheduler_return_is_taken(make_trainer):
+    class Returning(Trainer):
+        def create_optimizer(self):
+            return torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            seen.append((num_training_steps, type(optimizer)))
+            return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+
+    seen = []
+    trainer = make_trainer(Returning, max_steps=3)
+    trainer.train()
+    assert seen == [(3, torch.optim.SGD)]
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.1 / 8
+
+
+def test_an_optimizer_and_a_scheduler_that_are_passed_are_used(make_trainer, make_model):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    trainer = make_trainer(given={"model": model, "optimizers": (optimizer, scheduler)}, max_steps=2)
+    trainer.train()
+    assert (trainer.optimizer, trainer.lr_scheduler) == (optimizer, scheduler)
+    assert optimizer.param_groups[0]["lr"] == 0.1 / 4
+
+
+def test_an_optimizer_that_is_set_before_training_is_used(make_trainer):
+    trainer = make_trainer()
+    trainer.optimizer = own = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    trainer.train()
+    assert trainer.optimizer is own
+    trainer.train()
+    assert trainer.optimizer is own
+
+
+def test_each_run_has_an_optimizer_and_a_schedule_of_its_own(make_trainer):
+    trainer = make_trainer(learning_rate=0.1)
+    trainer.train()
+    first = trainer.optimizer, trainer.lr_scheduler
+    trainer.train()
+    assert trainer.optimizer is not first[0]
+    assert trainer.lr_scheduler is not first[1]
+
+
+def test_a_plateau_scheduler_of_the_user_is_stepped_with_the_metric(make_trainer, make_model):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs")
+    given = {"model": model, "optimizers": (optimizer, plateau)}
+    make_trainer(given=given, num_train_epochs=3, eval_strategy="epoch").train()
+    assert optimizer.param_groups[0]["lr"] == 0.1 / 4  # the first evaluation is the best there was
+
+
+def test_gradients_of_before_are_no_part_of_the_run(make_trainer):
+    options = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
+    trainer, clean = make_trainer(**options), make_trainer(**options)
+    sum(parameter.sum() for parameter in trainer.model.parameters()).backward()
+    trainer.train()
+    clean.train()
+    assert weights(trainer.model) == weights(clean.model)
+
+
+# Override points: data, log, evaluate, predict --------------------------------------------------------------------
+
+
+def test_a_users_own_loaders_are_read(make_trainer, make_data):
+    class Loading(Trainer):
+        def get_train_dataloader(self):
+            return DataLoader(make_data(6), batch_size=2, shuffle=True)
+
+        def get_eval_dataloader(self, eval_dataset=None):
+            seen.append(eval_dataset)
+            return DataLoader(make_data(5), batch_size=2)
+
+        def get_test_dataloader(self, test_dataset):
+            return DataLoader(test_dataset, batch_size=2)
+
+    seen = []
+    trainer = make_trainer(Loading, given={"train_dataset": None, "eval_dataset": None}, eval_strategy="epoch")
+    trainer.train()
+    assert (trainer.state.global_step, trainer.state.num_samples_seen, seen) == (3, 6, [None])
+    assert len(trainer.predict(make_data(7)).predictions) == 7
+
+
+def test_the_order_of_a_users_own_loader_follows_from_the_seed_for_data(make_trainer, make_data):
+    class Loading(Trainer):
+        def get_train_dataloader(self):
+            return DataLoader(make_data(20), batch_size=4, shuffle=True)
+
+    def trained(**seeds):
+        trainer = make_trainer(Loading, optim="sgd", learning_rate=0.1, **seeds)
+        trainer.train()
+        return weights(trainer.model)
+
+    assert trained(data_seed=0, seed=1) == trained(data_seed=0, seed=2)
+    assert trained(data_seed=0, seed=1) != trained(data_seed=3, seed=1)
+
+
+def test_log_is_called_for_every_row(make_trainer):
+    class Logging(Trainer):
+        def log(self, logs):
+            seen.append(sorted(logs))
+            super().log({**logs, "mine": 1})
+
+    seen = []
+    trainer = make_trainer(Logging, eval_strategy="epoch")
+    trainer.train()
+    assert seen == [
+        ["eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"],
+        ["train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"],
+    ]
+    assert [row["mine"] for row in trainer.state.log_history] == [1, 1]
+
+
+def test_log_adds_epoch_and_step_and_leaves_the_row_that_it_got_alone(make_trainer):
+    trainer, row = make_trainer(), {"loss": torch.tensor(1.5), "n": np.int64(3), "v": np.array([1, 2])}
+    trainer.log(row)
+    assert sorted(row) == ["loss", "n", "v"]
+    assert trainer.state.log_history == [{"loss": 1.5, "n": 3, "v": [1, 2], "epoch": 0.0, "step": 0}]
+    assert [type(value) for value in trainer.state.log_history[0].values()] == [float, int, list, float, int]
+
+
+def test_evaluate_is_called_by_the_loop(make_trainer):
+    class Evaluating(Trainer):
+        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+            seen.append((eval_dataset, ignore_keys, metric_key_prefix))
+            return {**super().evaluate(eval_dataset, ignore_keys, metric_key_prefix), "eval_mine": 0.5}
+
+    seen = []
+    trainer = make_trainer(
+        Evaluating, eval_strategy="epoch", metric_for_best_model="mine", greater_is_better=True, num_train_epochs=2
+    )
+    trainer.train()
+    assert seen == [(None, None, "eval")] * 2
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.5, 10)
+
+
+def test_evaluate_gives_the_guides_keys_and_logs_them(make_trainer):
+    trainer = make_trainer(given={"compute_metrics": lambda prediction: {"accuracy": 0.5, "eval_f1": 0.25}})
+    metrics = trainer.evaluate()
+    keys = ["eval_loss", "eval_accuracy", "eval_f1"]
+    speeds = ["eval_runtime", "eval_samples_per_second", "eval_steps_per_second"]
+    assert list(metrics) == [*keys, *speeds, "epoch"]
+    assert trainer.state.log_history == [{**metrics, "step": 0}]
+
+
+def test_predict_gives_test_metrics_and_logs_nothing(make_trainer, make_data):
+    trainer = make_trainer(given={"compute_metrics": lambda prediction: {"accuracy": 0.5}})
+    output = trainer.predict(make_data(9))
+    assert list(output.metrics) == [
+        *["test_loss", "test_accuracy", "test_runtime", "test_samples_per_second", "test_steps_per_second"]
+    ]
+    assert trainer.state.log_history == []
+
+
+def test_several_evaluation_datasets_are_evaluated_by_name(make_trainer, make_data, recorder):
+    noting = recorder("on_evaluate")
+    datasets = {"near": make_data(4, seed=1), "far": make_data(4, seed=2)}
+    trainer = make_trainer(given={"eval_dataset": datasets, "plugins": [noting]}, eval_strategy="epoch")
+    trainer.train()
+    losses = [[key for key in row if key.endswith("loss")] for row in trainer.state.log_history]
+    assert losses == [["eval_near_loss"], ["eval_far_loss"], ["train_loss"]]
+    assert noting.heard == ["on_evaluate"] * 2
+    alone = trainer.evaluate("far")
+    assert alone["eval_loss"] == trainer.evaluate()["eval_far_loss"] == trainer.evaluate(datasets["far"])["eval_loss"]
+
+
+@pytest.mark.parametrize(
+    ("method", "calls"),
+    [
+        ("get_train_dataloader", [("get_train_dataloader", 0, [])]),
+        ("get_eval_dataloader", [("get_eval_dataloader", 1, [])]),
+        ("create_optimizer_and_scheduler", [("create_optimizer_and_scheduler", 1, [])]),
+        ("create_optimizer", [("create_optimizer", 0, [])]),
+        ("create_scheduler", [("create_scheduler", 2, [])]),
+        ("evaluate", [("evaluate", 0, [])]),
+        ("evaluation_loop", [("evaluation_loop", 2, ["ignore_keys", "metric_key_prefix", "prediction_loss_only"])]),
+        ("log", [("log", 1, [])] * 2),
+    ],
+)
+def test_an_override_point_is_called_once_where_the_guide_says(make_trainer, method, calls):
+    kind, seen = spying(method)
+    make_trainer(kind, eval_strategy="epoch").train()
+    assert seen == calls
+
+
+# The model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("takes_trial", [False, True])
+def test_model_init_makes_the_model_anew_for_every_run(make_trainer, make_model, takes_trial):
+    def with_trial(trial):
+        seen.append(trial)
+        return without()
+
+    def without():
+        return type(make_model())()
+
+    seen = []
+    trainer = make_trainer(given={"model_init": with_trial if takes_trial else without}, learning_rate=0.1)
+    fresh = weights(trainer.model)
+    first = trainer.train(), weights(trainer.model)
+    second = trainer.train(), weights(trainer.model)
+    assert fresh != first[1] == second[1]
+    assert first[0].training_loss == second[0].training_loss
+    assert seen == ([None] * 3 if takes_trial else [])
+
+
+def test_runs_of_one_seed_are_equal_to_the_bit_whatever_the_caller_drew_before(make_trainer):
+    def trained(seed):
+        torch.rand(seed)
+        trainer = make_trainer(seed=7, learning_rate=0.1)
+        trainer.train()
+        return weights(trainer.model)
+
+    assert trained(1) == trained(2)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return {"loss": self.head(self.embedding(x)).square().mean()}
+
+
+def test_a_model_with_tied_weights_is_saved_once_and_comes_back_tied(make_trainer, make_model, tmp_path):
+    trainer = make_trainer(given={"model": make_model(Tied)})
+    trainer.save_model(tmp_path / "saved")
+    assert len(load_file(tmp_path / "saved" / "model.safetensors")) == 1
+    other = Tied()
+    read_model(other, tmp_path / "saved")
+    assert torch.equal(other.embedding.weight, trainer.model.embedding.weight)
+    assert other.head.weight is other.embedding.weight
+
+
+def test_save_model_writes_into_the_output_folder_with_the_processing_class(make_trainer, tmp_path):
+    class Tokenizer:
+        def save_pretrained(self, folder):
+            (folder / "tokenizer.txt").write_text("mine")
+
+    trainer = make_trainer(given={"tokenizer": Tokenizer()})
+    trainer.save_model()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["model.safetensors", "tokenizer.txt"]
+    assert sorted(load_file(tmp_path / "run" / "model.safetensors")) == sorted(trainer.model.state_dict())
+
+
+def test_tokenizer_and_processing_class_are_one_thing(make_trainer):
+    tokenizer = object()
+    for name in ("tokenizer", "processing_class"):
+        trainer = make_trainer(given={name: tokenizer})
+        assert (trainer.tokenizer, trainer.processing_class) == (tokenizer, tokenizer)
+    with pytest.raises(SettingsError) as caught:
+        make_trainer(given={"tokenizer": tokenizer, "processing_class": tokenizer})
+    assert caught.value.problems == ["processing_class: is tokenizer by its newer name. Pass one of the two."]
+
+
+def test_a_tokenizer_pads_when_there_is_no_collator(make_trainer, make_model):
+    class Tokenizer:
+        def pad(self, samples, padding, return_tensors):
+            longest = max(len(sample["x"]) for sample in samples)
+            rows = [[*sample["x"], *[0] * (longest - len(sample["x"]))] for sample in samples]
+            return {"x": torch.tensor(rows)}
+
+    rows = [{"x": [1, 2]}, {"x": [3]}, {"x": [4, 1, 2]}]
+    trainer = make_trainer(given={"model": make_model(Tied), "tokenizer": Tokenizer(), "train_dataset": rows})
+    trainer.train()
+    assert trainer.state.num_samples_seen == 3
+
+
+# What a run gives -------------------------------------------------------------------------------------------------
+
+
+def test_train_gives_updates_loss_and_metrics(make_trainer):
+    trainer = make_trainer(num_train_epochs=2)
+    output = trainer.train()
+    assert output.global_step == 20
+    assert output.training_loss == output.metrics["train_loss"] == trainer.state.log_history[-1]["train_loss"]
+    assert output.metrics["train_runtime"] > 0
+    assert (trainer.outcome, trainer.is_in_train, trainer.state.epoch) == ("completed", False, 2.0)
+
+
+def test_the_settings_given_as_the_guide_does_are_the_defaults(make_model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAINER_CORE_BLOCK_PLUGINS", "logging,console,checkpointing")
+    trainer = Trainer(make_model())
+    assert trainer.args == TrainingArguments()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_positions_of_the_arguments_are_the_guides(make_args, make_model, make_data):
+    def metrics(prediction):
+        return {}
+
+    given = (make_model(), make_args(), list, make_data(4), make_data(3), "tokenizer", None, metrics, [], (None, None))
+    trainer = Trainer(*given, min)
+    assert (trainer.model, trainer.args, trainer.data_collator) == given[:3]
+    assert (trainer.train_dataset, trainer.eval_dataset, trainer.tokenizer) == given[3:6]
+    assert (trainer.compute_metrics, trainer.preprocess_logits_for_metrics) == (metrics, min)
+
+
+# Nothing process-wide ---------------------------------------------------------------------------------------------
+
+
+def process_wide():
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "torch": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "levels": {name: logging.getLogger(name).level for name in ("", "trainer_core", "transformers", "accelerate")},
+        "handlers": [list(logging.getLogger(name).handlers) for name in ("", "trainer_core")],
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "hooks": (sys.excepthook, warnings.showwarning, sys.stdout, sys.stderr),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "folder": os.getcwd(),
+    }
+
+
+def test_a_constructor_changes_nothing_in_the_process(make_trainer, make_model):
+    before = process_wide()
+    make_trainer(given={"model_init": lambda: type(make_model())()}, seed=3, full_determinism=True)
+    assert process_wide() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"full_determinism": True}, {"eval_strategy": "epoch", "tf32": True}], ids=str)
+def test_a_run_puts_back_all_that_it_changes_in_the_process(make_trainer, options):
+    make_trainer(max_steps=1).train()  # Accelerate's own state is made once in a process
+    before = process_wide()
+    trainer = make_trainer(**options)
+    trainer.train()
+    trainer.evaluate()
+    assert process_wide() == before
+
+
+def test_a_whole_run_in_a_process_of_its_own_leaves_its_environment_and_loggers_alone():
+    code = """
+import logging, os, signal
+import torch
+from torch.utils.data import TensorDataset
+import tempfile
+
+def state():
+    levels = {name: logger.level for name, logger in logging.Logger.manager.loggerDict.items()
+              if isinstance(logger, logging.Logger)}
+    return dict(os.environ), logging.root.level, len(logging.root.handlers), signal.getsignal(signal.SIGINT), levels
+
+import accelerate
+before = state()
+from trainer_core import Trainer, TrainingArguments
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 1)
+
+    def forward(self, x):
+        return {"loss": self.head(x).square().mean()}
+
+args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, block_plugins=["logging", "console", "checkpointing"])
+Trainer(Model(), args, train_dataset=TensorDataset(torch.ones(8, 4))).train()
+after = state()
+assert after[:4] == before[:4], [pair for pair in zip(before, after) if pair[0] != pair[1]]
+assert {name: level for name, level in after[4].items() if before[4].get(name, 0) != level} == {}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,197 @@
+"""The console: the plan before a run, its progress, and how it ended.
+
+It is a plugin like any other: it can be blocked, and its failure ends no run. It has no step hooks; a clock refreshes
+what is shown from the trainer's counters. Only the main rank shows anything.
+
+    standard output is     shown
+    a terminal             rows that stay, and two live lines below them (`terminal`)
+    a notebook's cell      a table that is brought up to date (`notebook`)
+    a file or a pipe       one line a row, and a sign of life (`plaintext`)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from trainer_core.display import Clock, Display
+from trainer_core.hookspecs import hookimpl
+from trainer_core.notebook import NotebookDisplay, is_notebook
+from trainer_core.pace import Pace
+from trainer_core.phases import Phase
+from trainer_core.plaintext import PlainDisplay, PlainWriter
+from trainer_core.report import Record, closing, opening
+from trainer_core.settings import Section
+from trainer_core.sparkline import ASCII_LEVELS, BLOCKS
+from trainer_core.wording import can_write, joined, kind_of, parts_of, path_text
+
+if TYPE_CHECKING:
+    from trainer_core.arguments import TrainingArguments
+    from trainer_core.plan import Plan
+    from trainer_core.trainer import Trainer
+
+logger = logging.getLogger("trainer_core.console")
+
+Mode = Literal["terminal", "plain", "notebook", "off"]
+
+
+class ConsoleSettings(Section):
+    """What the console shows, and how often."""
+
+    on_by_default: ClassVar[bool] = True
+    flat: ClassVar[Mapping[str, str]] = {"disable_tqdm": "disable_tqdm"}
+
+    mode: Literal["auto", "terminal", "plain", "notebook", "off"] = "auto"
+    """Live lines, plain lines, a notebook's table, nothing, or what suits standard output."""
+    disable_tqdm: bool | None = None
+    """True for plain lines wherever the output goes; None and False leave that to `mode`."""
+    refresh_seconds: float = Field(0.25, gt=0)
+    """Seconds between two refreshes of live output."""
+    heartbeat_seconds: float = Field(30.0, gt=0)
+    """In plain output, seconds without a line after which one says that the run is alive."""
+    show_plan: bool = True
+    """Show the plan before the run."""
+    show_summary: bool = True
+    """Show the outcome after the run."""
+
+    def contradictions(self, args: TrainingArguments) -> Iterable[str]:
+        """Gives what cannot be meant together."""
+        if self.disable_tqdm and self.mode in ("terminal", "notebook"):
+            yield f"disable_tqdm: contradicts console.mode={self.mode!r}, got True. Leave one of them out."
+
+
+class Console:
+    """Shows runs.
+
+    Args:
+        settings: what to show.
+    """
+
+    settings_type: ClassVar[type[Section]] = ConsoleSettings
+    critical: ClassVar[bool] = False
+
+    def __init__(self, settings: ConsoleSettings) -> None:
+        self.settings = settings
+        self._record = Record()
+        self._pace = Pace()
+        self._display: Display | None = None
+        self._clock: Clock | None = None
+
+    def on_plan(self, trainer: Trainer, plan: Plan) -> None:
+        """Notes what plugins had cost before this run."""
+        if self._display is None:
+            seconds = {name: member.seconds for name, member in trainer.bus.members.items()}
+            self._record = Record(plugin_seconds=seconds)
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Shows the plan and begins to show progress."""
+        mode = self._mode(trainer)
+        if mode == "off" or trainer.running is None:
+            return
+        state, plan = trainer.state, trainer.last_plan
+        self._record.first_step = state.global_step
+        if trainer.resumed_from is not None:
+            self._record.checkpoint, self._record.checkpoint_step = trainer.resumed_from, state.global_step
+        self._pace = Pace(
+            step=state.global_step,
+            samples=state.num_samples_seen,
+            max_steps=state.max_steps,
+            evaluations=plan.steps_of("evaluation") if plan is not None else (),
+            saves=plan.steps_of("save") if plan is not None else (),
+        )
+        self._display = self._new_display(trainer, mode)
+        trainer.running.undo.callback(self._close)  # also when a teardown before ours fails
+        self._display.open(opening(trainer, self._record) if self.settings.show_plan else None)
+        self._clock = Clock(self._display.tick, self.settings.refresh_seconds)
+        self._clock.start()
+
+    def on_phase(self, phase: Phase) -> None:
+        """Keeps the time of each phase."""
+        if self._display is not None:
+            self._pace.enter(phase)
+
+    def on_log(self, trainer: Trainer, logs: Mapping[str, Any]) -> None:
+        """Shows a row."""
+        kind = kind_of(logs)
+        if self._display is None:
+            self._show_alone(trainer, logs, "evaluation" if kind == "eval" else "log")
+        elif kind != "end" or not self.settings.show_summary:
+            self._display.row(kind, logs)
+
+    def on_predict(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Shows the metrics of a prediction outside a run."""
+        if self._display is None:
+            self._show_alone(trainer, metrics, "prediction")
+
+    def on_save(self, trainer: Trainer, checkpoint: Path) -> None:
+        """Shows that a checkpoint is complete."""
+        self._record.checkpoint, self._record.checkpoint_step = checkpoint, trainer.state.global_step
+        if self._display is not None:
+            row = {"checkpoint": path_text(checkpoint), "step": trainer.state.global_step, "epoch": trainer.state.epoch}
+            self._display.row("save", row)
+
+    def on_exception(self, error: BaseException) -> None:
+        """Notes what ended the run."""
+        self._record.error = error
+
+    @hookimpl(trylast=True)
+    def on_teardown(self, trainer: Trainer) -> None:
+        """Takes the display away and says how the run ended."""
+        display = self._display
+        if display is None:
+            return
+        self._close()
+        if self.settings.show_summary:
+            levels = BLOCKS if can_write(BLOCKS, getattr(sys.stdout, "encoding", None)) else ASCII_LEVELS
+            display.summary(closing(trainer, self._record, levels=levels))
+
+    def _close(self) -> None:
+        """Ends the refreshing and gives the terminal back; at most once a run."""
+        display, self._display = self._display, None
+        timer, self._clock = self._clock, None
+        try:
+            if timer is not None:
+                timer.stop()
+        finally:
+            if display is not None:
+                display.close()
+
+    def _show_alone(self, trainer: Trainer, logs: Mapping[str, Any], what: str) -> None:
+        """Shows metrics outside a run in one plain line."""
+        if not trainer.is_in_train and self._mode(trainer) != "off":
+            PlainWriter(sys.stdout).write(f"{what}: {joined(parts_of(logs))}")
+
+    def _mode(self, trainer: Trainer) -> Mode:
+        """Gives what to show on; plain lines where the terminal that was asked for is none."""
+        if self.settings.mode == "off" or sys.stdout is None or not trainer.is_main_rank:
+            return "off"
+        if self.settings.disable_tqdm or self.settings.mode == "plain":
+            return "plain"
+        if is_notebook():
+            return "notebook"
+        if sys.stdout.isatty() and (self.settings.mode == "terminal" or os.environ.get("TERM") not in _DUMB):
+            return "terminal"
+        if self.settings.mode in ("terminal", "notebook"):
+            logger.warning(
+                "console.mode: standard output is no %s; it gets plain lines. Set mode='auto'.", self.settings.mode
+            )
+        return "plain"
+
+    def _new_display(self, trainer: Trainer, mode: Mode) -> Display:
+        if mode == "notebook":
+            return NotebookDisplay(trainer, self._pace)
+        if mode == "terminal":
+            from trainer_core.terminal import TerminalDisplay
+
+            return TerminalDisplay(trainer, self._pace)
+        return PlainDisplay(trainer, self._pace, sys.stdout, self.settings.heartbeat_seconds)
+
+
+_DUMB: Final = ("dumb", "unknown", "")
+"""Values of TERM that say that the terminal moves no cursor."""
