@@ -32,7 +32,7 @@ def overhead_rows(budget: Budget) -> Iterator[Row]:
     yield from module_rows(recipe, rounds)
 
 
-def hook_rows(recipe: Recipe, rounds: int, plugins: int = 10) -> Iterator[Row]:
+def hook_rows(recipe: Recipe, rounds: int, plugins: int = 50) -> Iterator[Row]:
     """What no-op plugins on every step hook cost, a hook and plugin."""
     many = [type("Idle", (), dict.fromkeys(HOOKS, _nothing))() for _ in range(plugins)]
     silent = [type("Silent", (), {"on_train_end": _nothing})() for _ in range(plugins)]

@@ -113,8 +113,11 @@ def with_ignite(model: Clocked, recipe: Recipe) -> None:
             optimizer.zero_grad()
         return loss.item()
 
+    def move_rate_on() -> None:  # ignite would hand its engine to a method that takes an argument
+        scheduler.step()
+
     engine = Engine(update)
-    engine.add_event_handler(Events.ITERATION_COMPLETED(every=recipe.accumulation), scheduler.step)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(every=recipe.accumulation), move_rate_on)
     engine.run(DataLoader(recipe.dataset(), batch_size=recipe.batch_size), max_epochs=1)
 
 

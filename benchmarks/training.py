@@ -40,6 +40,9 @@ class Budget:
         return Recipe(updates=self.updates, warm_updates=self.updates // 8)
 
 
+LEAN: Final = Budget(rounds=8, slow_rounds=3)
+"""With peers, of which some take four times as long."""
+
 QUICK: Final = Budget(rounds=1, updates=24, slow_rounds=1, slow_updates=3)
 
 

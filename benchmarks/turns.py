@@ -11,8 +11,10 @@ import gc
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 Turns = Mapping[str, list[float]]
+GROUP: Final = 5
 
 
 @dataclass(frozen=True)
@@ -59,5 +61,14 @@ def ratio(turns: Turns, name: str, base: str) -> Estimate:
 
 
 def difference(turns: Turns, name: str, base: str, scale: float = 1e6) -> Estimate:
-    """Gives the difference of `name` and `base`, paired by round, in microseconds unless scaled otherwise."""
-    return Estimate.of([(mine - theirs) * scale for mine, theirs in zip(turns[name], turns[base], strict=True)])
+    """Gives the difference of `name` and `base`, in microseconds unless scaled otherwise.
+
+    What disturbs a turn makes it longer, never shorter. A difference is far smaller than what it is a difference of,
+    so that the fastest of `GROUP` neighbouring turns of each are compared, not single ones.
+    """
+    mine, theirs = _fastest(turns[name]), _fastest(turns[base])
+    return Estimate.of([(one - other) * scale for one, other in zip(mine, theirs, strict=True)])
+
+
+def _fastest(seconds: list[float]) -> list[float]:
+    return [min(seconds[start : start + GROUP]) for start in range(0, len(seconds), GROUP)]

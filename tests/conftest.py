@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from trainer_core import Trainer, TrainingArguments
+from trainer_core import Trainer, TrainingArguments, hookspecs
 from trainer_core.hookspecs import PROJECT
-from trainer_core import hookspecs
 
 BUILT_IN = ["logging", "console", "checkpointing"]
 HOOKS = tuple(name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{PROJECT}_spec"))

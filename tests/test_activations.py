@@ -71,9 +71,7 @@ def test_nothing_is_left_on_the_model_after_a_run_that_failed(tmp_path):
         def on_pre_optimizer_step(self, trainer):
             raise ValueError("no")
 
-    trainer = trainer_for(
-        tmp_path, Deep(), pairs(8), given={"plugins": [Failing()]}, activation_checkpointing=True
-    )
+    trainer = trainer_for(tmp_path, Deep(), pairs(8), given={"plugins": [Failing()]}, activation_checkpointing=True)
     with pytest.raises(ValueError, match="no"):
         trainer.train()
     assert all("forward" not in vars(module) for module in trainer.model.modules())

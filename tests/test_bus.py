@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -115,7 +116,7 @@ def test_the_circle_is_named_and_nothing_beside_it(registered):
 
 
 def test_a_plugin_before_itself_is_a_circle():
-    with pytest.raises(PluginError, match="^plugins a: before/after form a circle"):
+    with pytest.raises(PluginError, match=r"^plugins a: before/after form a circle"):
         ordered([member("a", ["a"])])
 
 
@@ -129,9 +130,7 @@ def test_before_and_after_decide_who_is_called_first():
 
 def test_tryfirst_and_trylast_are_bands_around_the_order():
     heard = []
-    bus = bus_of(
-        last=Last("last", heard), a=Hearing("a", heard), first=First("first", heard), b=Hearing("b", heard)
-    )
+    bus = bus_of(last=Last("last", heard), a=Hearing("a", heard), first=First("first", heard), b=Hearing("b", heard))
     bus.tell("on_step_end", trainer=TRAINER)
     bus.step_hooks()[0].on_step_end(TRAINER)
     assert heard == ["first", "a", "b", "last"] * 2
@@ -185,6 +184,13 @@ def test_a_hook_argument_that_does_not_exist_is_refused_with_plugin_hook_and_arg
     assert message.startswith("plugin 'mine': ")
     assert "on_step_end(self, trainer, loss)" in message or "on_step_end(trainer, loss)" in message
     assert "{'loss'}" in message
+
+
+def test_a_hook_that_is_no_method_is_refused_and_not_passed_over():
+    plugin = type("Mine", (), {"on_step_end": partial(print, "step")})()
+    with pytest.raises(PluginError) as caught:
+        bus_of(mine=plugin)
+    assert str(caught.value) == "plugin 'mine': on_step_end is no method, got partial. Write a method."
 
 
 @pytest.mark.parametrize("kind", ["wrapper", "hookwrapper"])
@@ -246,7 +252,7 @@ def test_plugins_that_are_equal_and_not_the_same_are_refused_without_a_loss():
 
     heard = []
     bus = bus_of(one=Equal())
-    with pytest.raises(PluginError, match="^plugin 'two': equals 'one'"):
+    with pytest.raises(PluginError, match=r"^plugin 'two': equals 'one'"):
         bus.register(Equal(), "two")
     bus.tell("on_step_end", trainer=TRAINER)
     assert heard == [Equal()]
@@ -460,6 +466,14 @@ def test_a_best_effort_plugin_that_fails_in_steps_does_not_end_the_run(make_trai
     trainer = make_trainer(given={"plugins": [failing]}, max_steps=6)
     trainer.train()
     assert (trainer.state.global_step, trainer.outcome, failing.calls) == (6, "completed", MAX_FAILURES)
+
+
+def test_a_plugin_that_a_run_switched_off_is_on_again_in_the_next(make_trainer):
+    failing = Failing()
+    trainer = make_trainer(given={"plugins": [failing]}, max_steps=6)
+    trainer.train()
+    trainer.train()
+    assert failing.calls == 2 * MAX_FAILURES
 
 
 def test_blocked_plugins_are_not_imported():

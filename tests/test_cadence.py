@@ -38,6 +38,18 @@ def test_nothing_is_foretold_before_the_delay_in_epochs(per_epoch, max_steps, de
     assert steps == [step for step in Cadence("epoch").steps(max_steps, per_epoch) if step / per_epoch >= delay]
 
 
+@given(
+    per_epoch=counts, whole=st.integers(0, 5), part=st.floats(0.01, 0.99), delay=st.floats(0, 6, allow_subnormal=False)
+)
+def test_a_last_epoch_that_is_cut_short_is_foretold_when_it_comes_as_far_as_the_delay(per_epoch, whole, part, delay):
+    num_epochs = whole + part
+    max_steps = math.ceil(num_epochs * per_epoch)
+    steps = Cadence("epoch", delay=delay).steps(max_steps, per_epoch, num_epochs)
+    is_cut = max_steps % per_epoch != 0
+    assert (max_steps in steps) == ((num_epochs if is_cut else max_steps // per_epoch) >= delay)
+    assert all(step % per_epoch == 0 and step // per_epoch >= delay for step in steps if step != max_steps)
+
+
 @pytest.mark.parametrize("strategy", ["no", "epoch", "best"])
 @given(step=counts, every=counts)
 def test_only_a_cadence_of_steps_is_due_by_counting(strategy, step, every):

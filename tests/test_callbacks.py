@@ -92,8 +92,7 @@ def test_an_answer_of_another_type_is_refused_with_the_callbacks_name(make_train
     with pytest.raises(PluginError) as caught:
         trainer.train()
     assert str(caught.value) == (
-        f"callback 'Answering', on_step_end: returned {kind}. "
-        f"Return nothing, the control, or a mapping of its flags."
+        f"callback 'Answering', on_step_end: returned {kind}. Return nothing, the control, or a mapping of its flags."
     )
     assert caught.value.__notes__ == [
         "raised in plugin 'Answering', hook on_step_end",
@@ -265,6 +264,25 @@ def test_the_guides_form_without_the_base_class_is_refused_with_the_wrong_argume
         make_trainer(given={"callbacks": [Plain()]})
 
 
+def test_a_misspelt_event_is_refused_with_the_right_one(make_trainer):
+    class Misspelt(TrainerCallback):
+        def on_step_ends(self, args, state, control, **kwargs):
+            raise AssertionError
+
+    with pytest.raises(PluginError) as caught:
+        make_trainer(given={"callbacks": [Misspelt()]})
+    assert str(caught.value) == "callback 'Misspelt': there is no event 'on_step_ends'. Did you mean 'on_step_end'?"
+
+
+def test_a_class_that_needs_arguments_is_refused(make_trainer):
+    with pytest.raises(PluginError) as caught:
+        make_trainer(given={"callbacks": [Answering]})
+    assert str(caught.value) == (
+        "callbacks: 'Answering' is a class that needs arguments, missing a required argument: 'event'. "
+        "Pass an instance."
+    )
+
+
 @pytest.mark.parametrize("handle", ["class", "instance", "name"])
 def test_callbacks_are_added_and_taken_away(make_trainer, handle):
     counting = Counting()
@@ -304,7 +322,9 @@ def test_the_memory_of_a_callback_is_kept_with_the_run_under_its_name(make_train
 
 def test_the_memory_of_a_callback_comes_back_and_that_of_an_absent_one_is_kept(make_trainer, acting):
     kept, counting = {}, Counting()
-    make_trainer(given={"callbacks": [acting("on_epoch_end", lambda trainer: kept.update(trainer.state_dict()))]}).train()
+    make_trainer(
+        given={"callbacks": [acting("on_epoch_end", lambda trainer: kept.update(trainer.state_dict()))]}
+    ).train()
     kept["plugins"] = {"Counting": {"steps": 100}, "Absent": {"x": 1}}
     again = {}
     trainer = make_trainer(

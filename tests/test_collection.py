@@ -117,7 +117,7 @@ def test_gradients_and_later_changes_do_not_reach_what_was_collected():
 
 @pytest.mark.parametrize("collector", [Collector(None, 1), BatchCollector(None, 1)])
 def test_text_cannot_be_collected(collector):
-    with pytest.raises(DataError, match="evaluation: cannot collect an output of type str. Return tensors"):
+    with pytest.raises(DataError, match=r"evaluation: cannot collect an output of type str\. Return tensors"):
         collector.add({"a": "text"})
 
 

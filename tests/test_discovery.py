@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from trainer_core.arguments import TrainingArguments
-from trainer_core.discovery import installed_plugins
+from trainer_core.discovery import Installed, installed_plugins, inventory
 from trainer_core.errors import PluginError
 
 PLUGIN = "from trainer_core.settings import Section\nclass S(Section):\n    {body}\nclass P:\n    settings_type = S\n"
@@ -47,6 +47,18 @@ def test_a_broken_plugin_is_told_by_name_with_the_way_to_block_it(install):
         "uninstall it, or block it with block_plugins=['rotten'] or the environment variable "
         "TRAINER_CORE_BLOCK_PLUGINS=rotten."
     )
+
+
+def test_the_inventory_has_the_blocked_and_the_broken_too(install):
+    install("dist_whole", {"alpha": "dist_whole:P"}, PLUGIN.format(body="pass"))
+    install("dist_broken", {"rotten": "dist_broken:P"}, "raise RuntimeError('worms')")
+    found = {one.name: one for one in inventory(["rotten"])}
+    assert found["alpha"] == Installed("alpha", "dist_whole 1.0", installed_plugins(["rotten"])["alpha"])
+    assert found["rotten"] == Installed("rotten", "dist_broken 1.0", None, "blocked")
+    assert found["logging"].problem == "blocked"
+    (broken,) = [one for one in inventory() if one.problem.startswith("broken")]
+    assert (broken.name, broken.plugin) == ("rotten", None)
+    assert "cannot be loaded (RuntimeError: worms)" in broken.problem
 
 
 def test_a_blocked_plugin_is_not_imported(install, monkeypatch):

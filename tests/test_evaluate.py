@@ -46,9 +46,7 @@ def test_any_batch_size_gives_the_loss_and_metrics_of_one_batch(tmp_path, tokens
     labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) < rate] = -100
     labels.reshape(-1)[-1] = 2
     model = Classifier().double()
-    metrics = evaluated(
-        tmp_path, model, Rows(x=x, labels=labels), size=size, given={"compute_metrics": accuracy}
-    )
+    metrics = evaluated(tmp_path, model, Rows(x=x, labels=labels), size=size, given={"compute_metrics": accuracy})
     outputs = model(x, labels)
     expected = accuracy(EvalPrediction(outputs["logits"].detach().numpy(), labels.numpy()))
     assert metrics == {
@@ -435,7 +433,7 @@ def test_a_prefix_stands_before_each_metric_that_lacks_it(tmp_path):
 
 def test_an_unknown_name_of_a_dataset_is_refused(tmp_path):
     trainer = trainer_for(tmp_path, Classifier(), given={"eval_dataset": {"near": named_rows(4)}})
-    with pytest.raises(SettingsError, match="eval_dataset: there is none called 'neat'. Did you mean 'near'"):
+    with pytest.raises(SettingsError, match=r"eval_dataset: there is none called 'neat'\. Did you mean 'near'"):
         trainer.evaluate("neat")
 
 
@@ -464,9 +462,7 @@ class Listening:
 
 def test_hooks_hear_of_each_batch_and_of_the_metrics(tmp_path):
     plugin = Listening()
-    trainer = trainer_for(
-        tmp_path, Classifier(), given={"plugins": [plugin]}, per_device_eval_batch_size=3
-    )
+    trainer = trainer_for(tmp_path, Classifier(), given={"plugins": [plugin]}, per_device_eval_batch_size=3)
     trainer.evaluate(named_rows(5))
     trainer.predict(named_rows(2))
     assert plugin.heard == ["step", "step", ["eval_loss"], "step", ["test_loss"]]
@@ -495,5 +491,3 @@ def test_transformers_outputs_leave_their_caches_out(tmp_path):
         model.eval()
         expected = model(**rows().columns).loss.item()
         assert output.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
-
-

@@ -73,7 +73,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_are_touched(tm
 
 def test_a_loss_that_is_no_number_in_one_micro_batch_spoils_the_update(tmp_path):
     trainer = trainer_for(tmp_path, Classifier(), poisoned(), gradient_accumulation_steps=2)
-    with pytest.raises(NonFiniteLossError, match="^step 2: "):
+    with pytest.raises(NonFiniteLossError, match=r"^step 2: "):
         trainer.train()
 
 
@@ -109,7 +109,7 @@ def test_a_training_step_of_the_users_is_judged_too(tmp_path):
         def training_step(self, model, inputs, num_items_in_batch=None):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    with pytest.raises(NonFiniteLossError, match="^step 3: "):
+    with pytest.raises(NonFiniteLossError, match=r"^step 3: "):
         trained(tmp_path, Classifier(), poisoned(), kind=Stepping)
 
 
@@ -131,7 +131,7 @@ def test_fused_kernels_of_torch_honour_found_inf_on_the_cpu(build):
 def test_on_a_device_a_stop_is_told_late_and_the_weights_are_those_before_the_bad_step(tmp_path):
     good = trained(tmp_path, Classifier(), pairs(20), max_steps=2, **CONSTANT)
     trainer = trainer_for(tmp_path, Classifier(), poisoned(), **CONSTANT)
-    with pytest.raises(NonFiniteLossError, match="^step 3: .* The weights are still those of step 2"):
+    with pytest.raises(NonFiniteLossError, match=r"^step 3: .* The weights are still those of step 2"):
         trainer.train()
     assert trainer.state.global_step == 5
     assert torch.equal(weights_of(trainer.model), weights_of(good.model))
@@ -165,7 +165,7 @@ def test_on_a_device_a_bad_loss_is_told_before_an_evaluation(tmp_path):
         eval_strategy="steps",
         eval_steps=4,
     )
-    with pytest.raises(NonFiniteLossError, match="^step 3: ") as caught:
+    with pytest.raises(NonFiniteLossError, match=r"^step 3: ") as caught:
         trainer.train()
     assert "raised in phase EVAL, after step 4" in caught.value.__notes__
 
@@ -179,7 +179,9 @@ def test_on_a_device_a_clean_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
     assert run.train_metrics["train_loss"] == pytest.approx(other.train_metrics["train_loss"])
 
 
-@pytest.mark.parametrize(("device", "fused", "can"), [("cpu", True, False), ("cuda", True, True), ("cuda", False, False)])
+@pytest.mark.parametrize(
+    ("device", "fused", "can"), [("cpu", True, False), ("cuda", True, True), ("cuda", False, False)]
+)
 def test_only_a_fused_optimizer_on_an_accelerator_judges_by_itself(device, fused, can):
     optimizer = torch.optim.AdamW(nn.Linear(2, 2).parameters(), fused=fused)
     assert can_judge_on_device(optimizer, torch.device(device)) is can
@@ -189,8 +191,6 @@ def test_settling_reads_a_verdict_once():
     model = copy.deepcopy(Classifier())
     guard = Guard("stop", torch.optim.AdamW(model.parameters(), fused=True), Alone(), reads_now=False)
     assert guard.passes(torch.tensor(torch.nan), 7)
-    with pytest.raises(NonFiniteLossError, match="^step 7: the loss is not finite, got nan"):
+    with pytest.raises(NonFiniteLossError, match=r"^step 7: the loss is not finite, got nan"):
         guard.settle()
     guard.settle()
-
-

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,17 +57,18 @@ def unmeasured(text):
     return re.sub(r"in [\d.e+-]+ s\.", "in N s.", text)
 
 
-@pytest.fixture
-def killed(tmp_path):
-    """Gives the folder of a real process that was killed with -9 in its sixth update."""
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Gives the folder of a real process that was killed with -9 in its sixth update; not to be written to."""
+    folder = tmp_path_factory.mktemp("killed")
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout.readline() == "hanging\n"
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         child.stdout.close()
-    return tmp_path
+    return folder
 
 
 def test_the_journal_of_a_killed_process_tells_every_transition_and_is_explained(killed, make_trainer):
@@ -86,11 +88,12 @@ def test_the_journal_of_a_killed_process_tells_every_transition_and_is_explained
     assert after.explain(6) == "Step 6: the journal has no transition there."
 
 
-def test_a_line_that_was_left_half_is_passed_over_and_the_next_run_begins_its_own(killed, make_trainer):
-    path = killed / "journal.jsonl"
+def test_a_line_that_was_left_half_is_passed_over_and_the_next_run_begins_its_own(killed, make_trainer, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    shutil.copy(killed / "journal.jsonl", path)
     with path.open("a", encoding="utf-8") as file:
         file.write('{"phase": "STEP", "first_st')
-    trainer = make_trainer(output_dir=killed, max_steps=1)
+    trainer = make_trainer(output_dir=tmp_path, max_steps=1)
     trainer.train()
     entries = list(read(path))
     assert [entry.phase for entry in entries[6:]] == ["INIT", "EPOCH", "STEP", "EPOCH", "STOP"]
@@ -123,7 +126,9 @@ def test_the_author_and_the_reason_of_a_request_stand_in_the_journal(make_traine
 
     trainer = make_trainer(given={"plugins": [acting("on_step_end", ask), writer]})
     trainer.train()
-    written = [(line["phase"], line["next"], line["signal"], line["by"], line["why"]) for line in lines(tmp_path / "run")]
+    written = [
+        (line["phase"], line["next"], line["signal"], line["by"], line["why"]) for line in lines(tmp_path / "run")
+    ]
     assert written[2:] == [
         ("STEP", "SAVE", "SAVE", "mine", "a ü of a reason"),
         ("SAVE", "EPOCH", "STOP", "other", "enough"),

@@ -8,12 +8,22 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
-from trainer_core import DataError, NonFiniteLossError, Signal, Trainer, hookimpl
+from trainer_core import DataError, NonFiniteLossError, Phase, Signal, Trainer, hookimpl
+from trainer_core.phases import EXITS
 
-ASKING = "on_train_begin on_epoch_begin on_step_begin on_substep_end on_pre_optimizer_step on_optimizer_step".split()
-LATER = "on_step_end on_log on_prediction_step on_evaluate on_save on_epoch_end on_phase".split()
+ASKING = [
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_step_begin",
+    "on_substep_end",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+]
+LATER = ["on_step_end", "on_log", "on_prediction_step", "on_evaluate", "on_save", "on_epoch_end", "on_phase"]
 
 
 class RowAtEachStep:
@@ -207,6 +217,52 @@ def test_a_save_without_a_plugin_that_writes_is_said_and_goes_on(make_trainer, a
     trainer.train()
     assert caplog.messages == ["step 1: a save was asked for, and no plugin writes checkpoints."]
     assert trainer.state.global_step == 10
+
+
+MOMENTS = ["on_train_begin", "on_epoch_begin", "on_step_begin", "on_step_end", "on_log", "on_evaluate", "on_save"]
+WISHES = st.lists(
+    st.tuples(
+        st.sampled_from([*MOMENTS, "on_epoch_end", "on_phase", "on_prediction_step"]),
+        st.integers(0, 6),
+        st.sampled_from([Signal.EVAL, Signal.SAVE, Signal.STOP, Signal.EPOCH_END]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wishes=WISHES, strategy=st.sampled_from(["no", "steps", "epoch"]), epochs=st.sampled_from([0.5, 1, 2.5]))
+def test_whatever_is_asked_for_the_run_walks_the_table_and_ends(
+    make_trainer, make_data, recorder, writer, wishes, strategy, epochs
+):
+    class Wishing:
+        def wish(self, hook, trainer):
+            for moment, step, wanted in wishes:
+                if (moment, step) == (hook, trainer.state.global_step) and trainer.is_in_train:
+                    trainer.request(wanted, by="test", why="a wish")
+
+    wishing = Wishing()
+    for hook in {moment for moment, *_ in wishes}:
+        setattr(wishing, hook, lambda trainer, hook=hook: wishing.wish(hook, trainer))
+    noting = recorder("on_epoch_begin", "on_epoch_end", "on_train_end", "on_teardown")
+    given_ = {
+        "train_dataset": make_data(10),
+        "eval_dataset": make_data(1),
+        "plugins": [wishing, noting, RowAtEachStep(), writer],
+    }
+    writer.steps.clear()
+    trainer = make_trainer(given=given_, num_train_epochs=epochs, eval_strategy=strategy, eval_steps=2)
+    trainer.train()
+    entries = trainer.running.loop.journal.entries
+    walked = [(Phase[entry.phase], Phase[entry.next]) for entry in entries[:-1]]
+    assert all(target in EXITS[phase].values() for phase, target in walked)
+    assert [after.phase for after in entries[1:]] == [before.next for before in entries[:-1]]
+    assert (entries[-1].phase, entries[-1].next) == ("STOP", "")
+    assert len(set(evaluated(trainer))) == len(evaluated(trainer))
+    assert len(set(writer.steps)) == len(writer.steps)
+    assert noting.heard.count("on_epoch_begin") == noting.heard.count("on_epoch_end")
+    assert noting.heard[-2:] == ["on_train_end", "on_teardown"]
+    assert trainer.outcome == ("stopped" if trainer.stop_request.by == "test" else "completed")
 
 
 # Stopping ---------------------------------------------------------------------------------------------------------
@@ -468,6 +524,10 @@ FAILURES = {
     "evaluate": (lambda make, rows: make(breaking("evaluate"), eval_strategy="epoch"), [IN_EVAL]),
     "create_optimizer": (lambda make, rows: make(breaking("create_optimizer")), [IN_INIT]),
     "get_train_dataloader": (lambda make, rows: make(breaking("get_train_dataloader")), [IN_INIT]),
+    "forward": (
+        lambda make, rows: make(given={"model": type("Failing", (torch.nn.Linear,), {"forward": breaks})(4, 3)}),
+        [IN_STEP],
+    ),
     "compute_loss_func": (lambda make, rows: make(given={"compute_loss_func": breaks}), [IN_STEP]),
     "compute_metrics": (
         lambda make, rows: make(given={"compute_metrics": breaks}, eval_strategy="epoch"),
@@ -486,9 +546,7 @@ FAILURES = {
         ["while fetching samples [0, 1, 2, 3] of training micro-batch 0, epoch 0", IN_STEP],
     ),
     "dataset": (
-        lambda make, rows: make(
-            given={"train_dataset": BrokenRows(rows(8))}, train_sampling_strategy="sequential"
-        ),
+        lambda make, rows: make(given={"train_dataset": BrokenRows(rows(8))}, train_sampling_strategy="sequential"),
         [
             "while fetching samples [4, 5, 6, 7] of training micro-batch 1, epoch 0",
             "raised in phase STEP, after step 1",
@@ -531,7 +589,7 @@ def test_an_error_of_the_user_is_raised_as_it_is_with_a_note_and_all_is_put_back
     assert random_states() == states
     assert set(vars(trainer.model)) == attributes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())
-    assert [parameter.grad for parameter in trainer.model.parameters()] == [None] * 4
+    assert {parameter.grad for parameter in trainer.model.parameters()} == {None}
     last = trainer.running.loop.journal.entries[-1]
     assert (last.by, last.why, last.next) == ("Broken", "mine", "")
 
@@ -564,6 +622,27 @@ def test_every_plugin_is_torn_down_though_one_fails_at_it(make_trainer, recorder
         False,
         signal.default_int_handler,
     )
+
+
+def test_the_users_error_stays_the_error_though_plugins_fail_at_the_end(make_trainer, acting, recorder):
+    class Untidy:
+        def on_exception(self):
+            raise OSError("exception")
+
+        def on_teardown(self):
+            raise OSError("teardown")
+
+    noting = recorder("on_exception", "on_teardown")
+    trainer = make_trainer(given={"plugins": [acting("on_step_end", breaks), Untidy(), noting]})
+    with pytest.raises(Broken) as caught:
+        trainer.train()
+    assert caught.value.__notes__ == [
+        "raised in plugin 'Acting', hook on_step_end",
+        "raised in phase STEP, after step 1",
+        "then OSError('exception') was raised in plugin 'Untidy', hook on_exception",
+        "then OSError('teardown') was raised in plugin 'Untidy', hook on_teardown",
+    ]
+    assert noting.heard == ["on_exception", "on_teardown"]
 
 
 def test_the_states_of_the_caller_are_put_back_after_a_run_that_ends_well(make_trainer):
@@ -616,5 +695,5 @@ def test_data_that_gives_no_batch_is_refused(make_trainer):
         def get_train_dataloader(self):
             return Stream([])
 
-    with pytest.raises(DataError, match="^train_dataset: gives no batch"):
+    with pytest.raises(DataError, match=r"^train_dataset: gives no batch"):
         make_trainer(Empty, max_steps=3).train()

@@ -60,7 +60,7 @@ def test_dividing_by_a_count_uses_it(use):
         lambda count: count.device == torch.device("cpu") and count.dtype == torch.int64,
         lambda count: isinstance(count, torch.Tensor) and torch.is_tensor(count),
         lambda count: count > 0 and count == 4 and count != 5 and count < 9,
-        lambda count: bool(count),
+        bool,
         lambda count: "4" in repr(count) and "4" in f"{count}" and "4" in str(count),
     ],
 )
@@ -157,7 +157,7 @@ class Echo(nn.Module):
         ({"x": 1}, ((), {"x": 1, "n": 2})),
         ((1, 3), ((1, 3), {"n": 2})),
         ([1], ((1,), {"n": 2})),
-        (namedtuple("Pair", "a b")(1, 3), ((1, 3), {"n": 2})),  # noqa: PYI024 # any named tuple
+        (namedtuple("Pair", "a b")(1, 3), ((1, 3), {"n": 2})),  # any named tuple
         (5, ((5,), {"n": 2})),
     ],
 )

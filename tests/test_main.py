@@ -29,7 +29,11 @@ def command(tmp_path):
     """Gives a function that runs `python -m trainer_core`, with the plugins of this test alone."""
 
     def call(*arguments):
-        environment = {**os.environ, "TRAINER_CORE_BLOCK_PLUGINS": ",".join(installed_names()), "PYTHONPATH": str(tmp_path)}
+        environment = {
+            **os.environ,
+            "TRAINER_CORE_BLOCK_PLUGINS": ",".join(installed_names()),
+            "PYTHONPATH": str(tmp_path),
+        }
         return subprocess.run(
             [sys.executable, "-m", "trainer_core", *map(str, arguments)],
             capture_output=True,

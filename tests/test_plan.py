@@ -124,7 +124,9 @@ PLAIN = {"per_device_train_batch_size": 1, "eval_strategy": "epoch", "eval_steps
 @example(options={**PLAIN, "rows": 100, "num_train_epochs": 0.07})
 def test_the_plan_is_what_the_run_then_does(make_trainer, make_data, options):
     options = dict(options)
-    trainer = make_trainer(given={"train_dataset": make_data(options.pop("rows")), "eval_dataset": make_data(1)}, **options)
+    trainer = make_trainer(
+        given={"train_dataset": make_data(options.pop("rows")), "eval_dataset": make_data(1)}, **options
+    )
     plan = trainer.plan()
     trainer.train()
     assert plan.steps_of("evaluation") == served(trainer)
@@ -152,10 +154,13 @@ def test_the_learning_rates_of_the_plan_are_those_of_the_run(make_trainer, actin
     assert [rate for *_, rate in plan.learning_rates] == pytest.approx([used[step] for step in (0, 4, 10, 19)])
 
 
-def test_a_rate_that_is_the_users_is_said_to_be_unknown(make_trainer, make_model):
+@pytest.mark.parametrize("is_set_later", [False, True])
+def test_a_rate_that_is_the_users_is_said_to_be_unknown(make_trainer, make_model, is_set_later):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plan = make_trainer(given={"model": model, "optimizers": (optimizer, None)}).plan()
+    trainer = make_trainer(given={"model": model, "optimizers": (None if is_set_later else optimizer, None)})
+    trainer.optimizer = optimizer
+    plan = trainer.plan()
     assert plan.learning_rates == []
     assert plan.unknown == [
         "the learning rate: it is that of the optimizer and scheduler that were passed or overridden"
@@ -181,9 +186,7 @@ def test_data_without_a_length_says_what_is_unknown(make_trainer, make_rows):
     given = {"train_dataset": Stream(make_rows(8))}
     plan = make_trainer(given=given, max_steps=5, eval_strategy="epoch").plan()
     assert (plan.num_samples, plan.updates_per_epoch, plan.num_train_epochs, plan.max_steps) == (None, None, None, 5)
-    assert plan.unknown == [
-        "the length of an epoch: the training data does not tell it; max_steps ends the run"
-    ]
+    assert plan.unknown == ["the length of an epoch: the training data does not tell it; max_steps ends the run"]
     assert ("data", "length unknown; read until it ends or the run does") in plan.rows()
     assert ("evaluation", "at moments not known before the run, by eval_strategy") in plan.rows()
     assert json.loads(plan.to_json())["scheduled"] == [
@@ -295,7 +298,9 @@ def test_planning_trains_nothing_and_tells_nobody_but_planners(make_trainer, rec
 
 def test_a_share_of_an_epoch_that_binary_cannot_hold_adds_no_update(make_trainer, make_data):
     """100 * 0.07 is 7.000000000000001 in binary."""
-    trainer = make_trainer(given={"train_dataset": make_data(100)}, num_train_epochs=0.07, per_device_train_batch_size=1)
+    trainer = make_trainer(
+        given={"train_dataset": make_data(100)}, num_train_epochs=0.07, per_device_train_batch_size=1
+    )
     assert trainer.plan().max_steps == 7
 
 

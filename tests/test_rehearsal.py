@@ -111,7 +111,9 @@ def test_a_best_metric_that_no_evaluation_gives_is_refused_before_training(tmp_p
         metric_for_best_model="acuracy",
         greater_is_better=True,
     )
-    with pytest.raises(SettingsError, match="no evaluation gives this metric, got 'acuracy'. Did you mean 'accuracy'"):
+    with pytest.raises(
+        SettingsError, match=r"no evaluation gives this metric, got 'acuracy'\. Did you mean 'accuracy'"
+    ):
         trainer.train()
     assert trainer.state.global_step == 0
 

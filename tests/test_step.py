@@ -101,7 +101,6 @@ def test_a_run_with_the_users_optimizer_and_schedule_equals_a_plain_loop_to_the_
     trainer = trainer_for(tmp_path, model, data, max_grad_norm=None)
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1, momentum=0.9)
     trainer.optimizer = optimizer
-    trainer.users_optimizers = (optimizer, None)
     trainer.train()
 
     def build(parameters):
@@ -148,7 +147,9 @@ def split_and_whole(folder, model, data, rows, size, **options):
 
 
 @IN_FOLDER
-@given(rows=st.integers(2, 12), size=st.integers(1, 11), ignored=st.sets(st.integers(0, 11), max_size=10), data=st.data())
+@given(
+    rows=st.integers(2, 12), size=st.integers(1, 11), ignored=st.sets(st.integers(0, 11), max_size=10), data=st.data()
+)
 def test_any_split_gives_the_gradient_of_the_whole_batch(tmp_path, rows, size, ignored, data):
     x, labels = table(rows, dtype=torch.float64)
     labels[[row for row in ignored if 0 < row < rows]] = -100
@@ -348,7 +349,7 @@ def test_accumulation_of_a_transformers_model_gives_the_gradient_of_one_big_batc
     split, whole = split_and_whole(tmp_path, model, rows(), 6, 2, **options)
     same(split, whole)
     if not options:
-        model(**{name: column for name, column in rows().columns.items()}).loss.backward()
+        model(**rows().columns).loss.backward()
         same(whole, [gradient_of(model)])
 
 
@@ -412,12 +413,8 @@ class Hungry(Classifier):
 def test_a_batch_that_does_not_fit_is_split_and_gives_the_same_run(tmp_path, caplog):
     data = pairs(24)
     with caplog.at_level(logging.WARNING, logger="trainer_core.step"):
-        found = trained(
-            tmp_path, Hungry(limit=2), data, per_device_train_batch_size=8, auto_find_batch_size=True
-        )
-    small = trained(
-        tmp_path, Hungry(limit=8), data, per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
+        found = trained(tmp_path, Hungry(limit=2), data, per_device_train_batch_size=8, auto_find_batch_size=True)
+    small = trained(tmp_path, Hungry(limit=8), data, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert torch.equal(weights_of(found.model), weights_of(small.model))
     assert found.state.global_step == small.state.global_step == 3
     assert [record.getMessage()[:40] for record in caplog.records] == ["step 1: out of memory; micro-batches are"] * 2

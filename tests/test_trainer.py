@@ -220,7 +220,9 @@ def test_each_run_has_an_optimizer_and_a_schedule_of_its_own(make_trainer):
 def test_a_plateau_scheduler_of_the_user_is_stepped_with_the_metric(make_trainer, make_model):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs")
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs"
+    )
     given = {"model": model, "optimizers": (optimizer, plateau)}
     make_trainer(given=given, num_train_epochs=3, eval_strategy="epoch").train()
     assert optimizer.param_groups[0]["lr"] == 0.1 / 4  # the first evaluation is the best there was
@@ -499,7 +501,7 @@ def process_wide():
 
 def test_a_constructor_changes_nothing_in_the_process(make_trainer, make_model):
     before = process_wide()
-    make_trainer(given={"model_init": lambda: type(make_model())()}, seed=3, full_determinism=True)
+    make_trainer(given={"model_init": type(make_model())}, seed=3, full_determinism=True)
     assert process_wide() == before
 
 

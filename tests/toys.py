@@ -121,7 +121,9 @@ def arguments(folder, **changes):
 
 def trainer_for(folder, model, train_dataset=None, *, kind=Trainer, given=None, **changes):
     """A trainer on a copy of `model`; `given` goes to the constructor, the rest to the settings."""
-    return kind(model=copy.deepcopy(model), args=arguments(folder, **changes), train_dataset=train_dataset, **(given or {}))
+    return kind(
+        model=copy.deepcopy(model), args=arguments(folder, **changes), train_dataset=train_dataset, **(given or {})
+    )
 
 
 def trained(folder, model, train_dataset, **options):

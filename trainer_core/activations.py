@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer_core.errors import ModelError
 
-
 KINDS: Final = ("activation_checkpointing", "gradient_checkpointing")
 """What transformers calls it in its methods, the newer name first."""
 
@@ -22,8 +21,8 @@ KINDS: Final = ("activation_checkpointing", "gradient_checkpointing")
 def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None) -> Callable[[], None]:
     """Turns activation checkpointing on for `model`; gives the function that puts the model back.
 
-    A model with `activation_checkpointing_enable` or `gradient_checkpointing_enable` does it itself. Of any other, the members of every `nn.ModuleList` and
-    `nn.Sequential` are checkpointed, one by one.
+    A model with `activation_checkpointing_enable` or `gradient_checkpointing_enable` does it itself. Of any other, the
+    members of every `nn.ModuleList` and `nn.Sequential` are checkpointed, one by one.
 
     Raises:
         ModelError: there is no such list in it.
@@ -36,7 +35,13 @@ def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None) 
             return (lambda: None) if was_on else disable
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     inside = {id(below) for outer in lists for below in outer.modules() if below is not outer}
-    blocks = [block for outer in lists if id(outer) not in inside for block in outer if next(block.parameters(), None) is not None]
+    blocks = [
+        block
+        for outer in lists
+        if id(outer) not in inside
+        for block in outer
+        if next(block.parameters(), None) is not None
+    ]
     if not blocks:
         raise ModelError(
             "activation_checkpointing: the model has no nn.ModuleList and no nn.Sequential whose members could be "

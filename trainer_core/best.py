@@ -31,7 +31,11 @@ def is_better(trainer: Trainer, value: float, than: float | None) -> bool:
 
 
 def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
-    """Takes an evaluation into account: the best metric so far, and a schedule that waits for it; tells if it is the best."""
+    """Takes an evaluation into account for the best metric and for a schedule that waits for it.
+
+    Returns:
+        Whether it is the best so far.
+    """
     name, state = best_metric_name(trainer), trainer.state
     if name not in metrics:
         if trainer.args.metric_for_best_model is not None:

@@ -160,6 +160,12 @@ class Bus:
         self.is_stale = True
         return member.plugin
 
+    def begin(self) -> None:
+        """Starts the account of a run: no seconds, no failures; what the last run switched off is on again."""
+        for member in self.members.values():
+            member.seconds, member.failures, member.is_off = 0.0, 0, False
+        self.is_stale = True
+
     def compile(self) -> None:
         """Orders the plugins and builds the tuple of every hook.
 
@@ -177,18 +183,18 @@ class Bus:
             self._call(implementation, context)
 
     def tell_all(self, hook: str, /, **context: Any) -> None:
-        """Calls every implementation of `hook`, though some fail; then raises the first error, the others in its notes."""
-        errors: list[tuple[Exception, str]] = []
+        """Calls every implementation of `hook`, though some fail; raises the first error, with notes of the others."""
+        failures: list[tuple[Exception, str]] = []
         for implementation in self._listeners(hook):
             try:
                 self._call(implementation, context)
             except Exception as error:
-                errors.append((error, implementation.member.name))
-        if not errors:
+                failures.append((error, implementation.member.name))
+        if not failures:
             return
-        first, _ = errors[0]
-        for error, name in errors[1:]:
-            first.add_note(f"and raised in plugin {name!r}, hook {hook}: {error!r}")
+        first, _ = failures[0]
+        for failure, name in failures[1:]:
+            first.add_note(f"and raised in plugin {name!r}, hook {hook}: {failure!r}")
         raise first
 
     def ask(self, hook: str, /, **context: Any) -> Any:
@@ -298,7 +304,11 @@ class Bus:
             logger.warning("plugin %r: is switched off after %d failures; the run goes on.", member.name, MAX_FAILURES)
 
     def _check(self, plugin: object, name: str) -> None:
-        """Raises PluginError for hooks that no specification knows and for pluggy's wrappers."""
+        """Raises PluginError for hooks that no specification knows, pluggy's wrappers, and what pluggy passes over."""
+        for hook in _SPECS:
+            value = getattr(plugin, hook, None)
+            if callable(value) and not inspect.isroutine(value):
+                raise PluginError(f"plugin {name!r}: {hook} is no method, got {type(value).__name__}. Write a method.")
         for caller in self._manager.get_hookcallers(plugin) or []:
             implementation = next(impl for impl in caller.get_hookimpls() if impl.plugin is plugin)
             if implementation.hookwrapper or implementation.wrapper:

@@ -35,9 +35,7 @@ class Cadence:
             return f"the last update, {step}"
         return "every update" if self.every == 1 else f"every {self.every} updates"
 
-    def steps(
-        self, max_steps: int, updates_per_epoch: int | None, num_epochs: float | None = None
-    ) -> list[int] | None:
+    def steps(self, max_steps: int, updates_per_epoch: int | None, num_epochs: float | None = None) -> list[int] | None:
         """Gives the updates on which it falls; None where the length of an epoch is unknown and matters.
 
         Args:

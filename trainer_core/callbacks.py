@@ -7,6 +7,7 @@ as author. Callbacks written for transformers work as they are.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
@@ -94,6 +95,7 @@ class CallbackPlugin:
             function = getattr(callback, event, None)
             if function is not None and not _is_inherited(callback, event):
                 setattr(self, event, self._hook(event, function))
+        _refuse_misspelt(callback, name)
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
             self.state_dict = callback.state_dict
             self.load_state_dict = callback.load_state_dict
@@ -154,7 +156,7 @@ class CallbackPlugin:
 
 def adapt(candidate: object, name: str) -> object:
     """Gives a plugin for a callback (class or instance) or for any object with hook methods."""
-    instance = candidate() if isinstance(candidate, type) else candidate
+    instance = _made(candidate, name) if isinstance(candidate, type) else candidate
     if is_callback(instance):
         return CallbackPlugin(instance, name)
     if not any(attribute in _hook_names() for attribute in dir(instance)):
@@ -163,6 +165,22 @@ def adapt(candidate: object, name: str) -> object:
             f"Pass a TrainerCallback (class or instance) or an object with methods named like hooks."
         )
     return instance
+
+
+def _made(kind: type, name: str) -> object:
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise PluginError(f"callbacks: {name!r} is a class that needs arguments, {error}. Pass an instance.") from None
+    return kind()
+
+
+def _refuse_misspelt(callback: object, name: str) -> None:
+    bases = [base for base in type(callback).__mro__ if base.__name__ == "TrainerCallback"]
+    for event in dir(callback):
+        if event.startswith("on_") and event not in EVENTS and not any(hasattr(base, event) for base in bases):
+            hint = did_you_mean(event, EVENTS) or f" Events are {', '.join(EVENTS)}."
+            raise PluginError(f"callback {name!r}: there is no event {event!r}.{hint}")
 
 
 def _hook_names() -> set[str]:

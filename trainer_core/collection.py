@@ -167,7 +167,7 @@ def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def chained(shares: list[Any], *, by_turns: bool) -> list[Any] | None:
-    """Gives the lists of batches of all ranks as one: rank after rank, or the first of each rank, the second, …"""
+    """Gives the lists of batches of all ranks as one: rank after rank, or by turns, one of each rank."""
     lists = [share for share in shares if share is not None]
     batches = chain(*zip_longest(*lists)) if by_turns else chain(*lists)
     return [batch for batch in batches if batch is not None] or None

@@ -29,7 +29,7 @@ from trainer_core.plaintext import PlainDisplay, PlainWriter
 from trainer_core.report import Record, closing, opening
 from trainer_core.settings import Section
 from trainer_core.sparkline import ASCII_LEVELS, BLOCKS
-from trainer_core.wording import can_write, joined, kind_of, parts_of, path_text
+from trainer_core.wording import can_write, in_seconds, joined, kind_of, parts_of
 
 if TYPE_CHECKING:
     from trainer_core.arguments import TrainingArguments
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trainer_core.console")
 
-Mode = Literal["terminal", "plain", "notebook", "off"]
+Mode = Literal["terminal", "plain", "notebook"]
 
 
 class ConsoleSettings(Section):
@@ -91,8 +91,7 @@ class Console:
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Shows the plan and begins to show progress."""
-        mode = self._mode(trainer)
-        if mode == "off" or trainer.running is None:
+        if trainer.running is None or not self._is_shown(trainer):
             return
         state, plan = trainer.state, trainer.last_plan
         self._record.first_step = state.global_step
@@ -105,7 +104,7 @@ class Console:
             evaluations=plan.steps_of("evaluation") if plan is not None else (),
             saves=plan.steps_of("save") if plan is not None else (),
         )
-        self._display = self._new_display(trainer, mode)
+        self._display = self._new_display(trainer)
         trainer.running.undo.callback(self._close)  # also when a teardown before ours fails
         self._display.open(opening(trainer, self._record) if self.settings.show_plan else None)
         self._clock = Clock(self._display.tick, self.settings.refresh_seconds)
@@ -133,8 +132,8 @@ class Console:
         """Shows that a checkpoint is complete."""
         self._record.checkpoint, self._record.checkpoint_step = checkpoint, trainer.state.global_step
         if self._display is not None:
-            row = {"checkpoint": path_text(checkpoint), "step": trainer.state.global_step, "epoch": trainer.state.epoch}
-            self._display.row("save", row)
+            row = {"as": checkpoint.name, "in": in_seconds(self._pace.seconds_in_phase)}
+            self._display.row("save", row | {"step": trainer.state.global_step, "epoch": trainer.state.epoch})
 
     def on_exception(self, error: BaseException) -> None:
         """Notes what ended the run."""
@@ -164,26 +163,25 @@ class Console:
 
     def _show_alone(self, trainer: Trainer, logs: Mapping[str, Any], what: str) -> None:
         """Shows metrics outside a run in one plain line."""
-        if not trainer.is_in_train and self._mode(trainer) != "off":
+        if self._is_shown(trainer) and not trainer.is_in_train:
             PlainWriter(sys.stdout).write(f"{what}: {joined(parts_of(logs))}")
 
-    def _mode(self, trainer: Trainer) -> Mode:
-        """Gives what to show on; plain lines where the terminal that was asked for is none."""
-        if self.settings.mode == "off" or sys.stdout is None or not trainer.is_main_rank:
-            return "off"
-        if self.settings.disable_tqdm or self.settings.mode == "plain":
-            return "plain"
-        if is_notebook():
-            return "notebook"
-        if sys.stdout.isatty() and (self.settings.mode == "terminal" or os.environ.get("TERM") not in _DUMB):
-            return "terminal"
-        if self.settings.mode in ("terminal", "notebook"):
-            logger.warning(
-                "console.mode: standard output is no %s; it gets plain lines. Set mode='auto'.", self.settings.mode
-            )
-        return "plain"
+    def _is_shown(self, trainer: Trainer) -> bool:
+        return self.settings.mode != "off" and sys.stdout is not None and trainer.is_main_rank
 
-    def _new_display(self, trainer: Trainer, mode: Mode) -> Display:
+    def _mode(self) -> Mode:
+        """Gives what to show on; what suits standard output where the one that was asked for does not."""
+        wanted = "plain" if self.settings.disable_tqdm else self.settings.mode
+        if wanted == "plain":
+            return "plain"
+        is_terminal = sys.stdout.isatty() and (wanted == "terminal" or os.environ.get("TERM", "") not in _DUMB)
+        mode: Mode = "notebook" if is_notebook() else "terminal" if is_terminal else "plain"
+        if wanted not in ("auto", mode):
+            logger.warning("console.mode: standard output is no %s, %s is shown. Set it to 'auto'.", wanted, mode)
+        return mode
+
+    def _new_display(self, trainer: Trainer) -> Display:
+        mode = self._mode()
         if mode == "notebook":
             return NotebookDisplay(trainer, self._pace)
         if mode == "terminal":

@@ -26,7 +26,6 @@ from trainer_core.errors import SettingsError
 from trainer_core.phases import Phase, Signal
 from trainer_core.state import Request
 
-
 logger = logging.getLogger("trainer_core.journal")
 
 
@@ -139,7 +138,7 @@ def read(path: Path) -> Iterator[Entry]:
 
 
 def last_run(path: Path) -> list[Entry]:
-    """Gives the entries of the last run in a journal file, with those of the runs that it resumed; none without a file."""
+    """Gives the entries of the last run in a journal file and of the runs that it resumed; none without a file."""
     entries = list(read(path)) if path.is_file() else []
     starts = [place for place, entry in enumerate(entries) if entry.phase == Phase.INIT.name and entry.step == 0]
     return entries[starts[-1] :] if starts else entries

@@ -172,9 +172,10 @@ class Loop:
         if hooks.on_step_begin is not None:
             hooks.on_step_begin(trainer)
         state.batches_done += len(window)
-        state.num_samples_seen += self.num_samples(window)
         is_last = state.batches_done == self.stream.num_batches
-        self.stepper.update(window, hooks, step, is_padded=self.is_padded(is_last))
+        is_padded = self.is_padded(is_last)
+        state.num_samples_seen += self.num_samples(window, is_padded)
+        self.stepper.update(window, hooks, step, is_padded=is_padded)
         state.global_step = step
         state.epoch = self.fraction(is_last)
         if is_last:
@@ -263,15 +264,15 @@ class Loop:
             )
         self.end_epoch(f"the data of epoch {self.state.epochs_done + 1} is used up")
 
-    def num_samples(self, window: list[Any]) -> int:
-        """Gives how many samples an update trains on, over all ranks."""
+    def num_samples(self, window: list[Any], is_padded: bool) -> int:
+        """Gives how many samples an update trains on, over all ranks and without padding."""
         if (
             self.samples_of_full_window
             and len(window) == self.accumulation
             and self.state.batches_done != self.stream.num_batches
         ):
             return self.samples_of_full_window
-        own = sum(batch_size_of(inputs) for inputs in window)
+        own = sum(batch_size_of(inputs) for inputs in (window[:-1] if is_padded else window))
         return int(self.ranks.sum_of_numbers(own)[0])
 
     def close(self) -> None:

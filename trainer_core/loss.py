@@ -56,9 +56,10 @@ class Count(torch.Tensor):
             return func(*map(_plain, args), **{name: _plain(value) for name, value in named.items()})
 
 
+_COMPARISONS: Final = ("eq", "ne", "lt", "le", "gt", "ge")
 _LOOKS: Final = frozenset(
-    ["__get__", "__repr__", "__format__", "__bool__", *(f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge"))]
-    + ["eq", "ne", "lt", "le", "gt", "ge", "dim", "size", "numel"]
+    ["__get__", "__repr__", "__format__", "__bool__", "dim", "size", "numel"]
+    + [spelling for name in _COMPARISONS for spelling in (name, f"__{name}__")]
 )
 """What does not compute with a count: attributes, comparisons, printing."""
 

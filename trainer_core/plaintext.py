@@ -11,6 +11,7 @@ the clock's, when nothing was written for long.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -69,7 +70,7 @@ class PlainDisplay:
         self._writer = PlainWriter(stream)
         self._heartbeat_seconds = heartbeat_seconds
         self._lock = threading.Lock()
-        self._waiting: list[tuple[Kind, Mapping[str, Any]]] = []
+        self._waiting: deque[tuple[Kind, Mapping[str, Any]]] = deque()
         self._speed = ""
         self._wrote_at = perf_counter()
 
@@ -104,14 +105,14 @@ class PlainDisplay:
         self._writer.report(report)
 
     def _write_waiting(self) -> None:
+        planned, lines = self._trainer.state.max_steps, []
         with self._lock:
-            rows, self._waiting = self._waiting, []
-            if not rows:
-                return
-            planned = self._trainer.state.max_steps
-            lines = [row_line(*row, planned) + (self._speed if row[0] == "train" else "") for row in rows]
-            self._writer.write(*lines)
-            self._wrote_at = perf_counter()
+            while self._waiting:
+                kind, logs = self._waiting.popleft()
+                lines.append(row_line(kind, logs, planned) + (self._speed if kind == "train" else ""))
+            if lines:
+                self._writer.write(*lines)
+                self._wrote_at = perf_counter()
 
 
 def row_line(kind: Kind, logs: Mapping[str, Any], max_steps: int) -> str:

@@ -66,9 +66,16 @@ def arithmetic_of(trainer: Trainer, batches: BatchStream) -> Arithmetic:
     return Arithmetic(_num_samples(trainer, batches), micro_batches, updates, max_steps, epochs)
 
 
+def check_data(trainer: Trainer) -> None:
+    """Raises SettingsError where there is nothing to train on."""
+    if trainer.train_dataset is None and not trainer.overrides("get_train_dataloader"):
+        raise SettingsError(["train_dataset: is needed to train. Pass one to Trainer."])
+
+
 def plan_of(trainer: Trainer, arithmetic: Arithmetic | None = None) -> Plan:
     """Gives the plan: counts, evaluations, rates, and what plugins add."""
     if arithmetic is None:
+        check_data(trainer)
         arithmetic = arithmetic_of(trainer, stream(trainer.get_train_dataloader()))
     args = trainer.args
     parameters = list(trainer.model.parameters())

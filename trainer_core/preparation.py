@@ -14,7 +14,7 @@ from trainer_core.assembly import new_model
 from trainer_core.cadence import Cadence, interval
 from trainer_core.data import stream
 from trainer_core.errors import ModelError, SettingsError
-from trainer_core.planning import Arithmetic, arithmetic_of, plan_of
+from trainer_core.planning import Arithmetic, arithmetic_of, check_data, plan_of
 from trainer_core.schedules import PlateauSchedule
 
 if TYPE_CHECKING:
@@ -27,8 +27,15 @@ def prepare(trainer: Trainer) -> None:
     Raises:
         SettingsError: the settings contradict each other, the model or the data; all contradictions at once.
     """
-    if trainer.train_dataset is None and not trainer.overrides("get_train_dataloader"):
-        raise SettingsError(["train_dataset: is needed to train. Pass one to Trainer."])
+    check_data(trainer)
+    if trainer.args.auto_find_batch_size and trainer.ranks.world_size > 1:
+        raise SettingsError(
+            [
+                f"auto_find_batch_size: works with one process, got {trainer.ranks.world_size}: a rank that runs out "
+                f"of memory would leave the others waiting. Lower per_device_train_batch_size, and raise "
+                f"gradient_accumulation_steps for the same step."
+            ]
+        )
     if trainer.model_init is not None:
         trainer.model = new_model(trainer)
         trainer.optimizer, trainer.lr_scheduler = None, None  # type: ignore[assignment] # made anew below
@@ -96,12 +103,9 @@ def create_optimizer_and_scheduler(trainer: Trainer, max_steps: int) -> None:
             trainer.lr_scheduler if lr_scheduler is None else None,
         )
     if not isinstance(trainer.optimizer, torch.optim.Optimizer):
-        raise SettingsError(
-            [
-                f"create_optimizer: must set self.optimizer to a torch optimizer, got {type(trainer.optimizer).__name__}."
-                " Return what it made."
-            ]
-        )
+        got = type(trainer.optimizer).__name__
+        problem = f"create_optimizer: must set self.optimizer to a torch optimizer, got {got}. Return what it made."
+        raise SettingsError([problem])
     trainer.waits_for_metric = isinstance(trainer.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     trainer.scheduler_step = _step_of(trainer.lr_scheduler, waits=trainer.waits_for_metric)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
 
 LISTED_SETTINGS: Final = 6
-LISTED_PLUGINS: Final = 5
+LEAST_SHARE: Final = 0.005
+"""Of the time of a run, to be named in its account."""
 CURVE_WIDTH: Final = 40
 LONGEST_ERROR: Final = 200
 
@@ -116,7 +117,9 @@ def closing(trainer: Trainer, record: Record, *, levels: str) -> Report:
         levels: characters of the loss curve.
     """
     headline, mood = _outcome(trainer, record)
-    lines = [*_results(trainer, levels), *_checkpoints(trainer, record), *_troubles(trainer), *_times(trainer, record)]
+    lines = [*_results(trainer, levels), *_troubles(trainer), *_times(trainer, record)]
+    if record.checkpoint is not None:
+        lines.append(("checkpoint", path_text(record.checkpoint)))
     if resume := resume_call(trainer, record):
         lines.append(("resume", f"{resume} goes on after step {record.checkpoint_step:,}"))
     return Report(headline, [(label, printable(text)) for label, text in lines], mood)
@@ -136,12 +139,15 @@ def _outcome(trainer: Trainer, record: Record) -> tuple[str, Mood]:
     total = sum(trainer.running.loop.journal.seconds.values())
     where = f"step {state.global_step:,} of {state.max_steps:,}"
     if trainer.outcome == "completed":
-        return f"Completed {state.global_step:,} steps, {state.epoch:.4g} epochs in {in_seconds(total)}", "good"
+        epochs = f"{state.epoch:.4g} {'epoch' if state.epoch == 1 else 'epochs'}"
+        return f"Completed {state.global_step:,} steps, {epochs} in {in_seconds(total)}", "good"
     if trainer.outcome == "stopped" and request is not None:
         return f"Stopped by {request.by} at {where} after {in_seconds(total)}: {printable(request.why)}", "good"
     if trainer.outcome == "interrupted" and request is not None:
         saved = "saved" if record.checkpoint_step == state.global_step else "not saved"
         return f"Interrupted by {request.by} at {where} after {in_seconds(total)}, {saved}", "pause"
+    if isinstance(record.error, KeyboardInterrupt):
+        return f"Interrupted at {where} after {in_seconds(total)}: {printable(str(record.error))}", "pause"
     return f"Failed at {where} after {in_seconds(total)}: {error_in_words(record.error)}", "bad"
 
 
@@ -169,9 +175,10 @@ def _results(trainer: Trainer, levels: str) -> Iterator[tuple[str, str]]:
         yield f"evaluation{name}", f"{row[1]}  after step {step:,}"
     state = trainer.state
     if state.best_metric is not None:
+        value = f"{best_metric_name(trainer)} {number(state.best_metric)} after step {state.best_global_step or 0:,}"
+        where = f", in {Path(state.best_model_checkpoint).name}" if state.best_model_checkpoint else ""
         loaded = ", its weights are loaded" if trainer.loaded_best_from is not None else ""
-        value = f"{best_metric_name(trainer)} {number(state.best_metric)}"
-        yield "best", f"{value} after step {state.best_global_step or 0:,}{loaded}"
+        yield "best", value + where + loaded
 
 
 def _last_evaluation(trainer: Trainer) -> tuple[int, list[tuple[str, str]]]:
@@ -190,13 +197,6 @@ def _last_evaluation(trainer: Trainer) -> tuple[int, list[tuple[str, str]]]:
     return step, found
 
 
-def _checkpoints(trainer: Trainer, record: Record) -> Iterator[tuple[str, str]]:
-    if trainer.state.best_model_checkpoint:
-        yield "best model", path_text(trainer.state.best_model_checkpoint)
-    if record.checkpoint is not None:
-        yield "checkpoint", path_text(record.checkpoint)
-
-
 def _troubles(trainer: Trainer) -> Iterator[tuple[str, str]]:
     assert trainer.running is not None
     stepper = getattr(trainer.running.loop, "stepper", None)
@@ -212,17 +212,21 @@ def _times(trainer: Trainer, record: Record) -> Iterator[tuple[str, str]]:
     assert trainer.running is not None
     spent = trainer.running.loop.journal.seconds
     total = sum(spent.values())
-    ordered = [(phase.value, spent[phase]) for phase in Phase if phase in spent]
-    yield "phases", ", ".join(f"{name} {in_seconds(seconds)} ({share(seconds, total)})" for name, seconds in ordered)
+    yield "phases", _shares([(phase.value, spent[phase]) for phase in Phase if phase in spent], total)
     members = trainer.bus.members.values()
     plugins = [(member.name, member.seconds - record.plugin_seconds.get(member.name, 0.0)) for member in members]
-    plugins.sort(key=lambda plugin: -plugin[1])
-    listed = [f"{name} {in_seconds(seconds)} ({share(seconds, total)})" for name, seconds in plugins[:LISTED_PLUGINS]]
-    if len(plugins) > LISTED_PLUGINS:
-        rest = sum(seconds for _, seconds in plugins[LISTED_PLUGINS:])
-        listed.append(f"{len(plugins) - LISTED_PLUGINS} more {in_seconds(rest)}")
-    if listed:
-        yield "plugins", ", ".join(listed)
+    if plugins:
+        yield "plugins", _shares(sorted(plugins, key=lambda plugin: -plugin[1]), total)
+
+
+def _shares(spent: Sequence[tuple[str, float]], total: float) -> str:
+    """Gives names with seconds and share of `total`; those that hardly count are put together at the end."""
+    listed = [entry for entry in spent if entry[1] >= LEAST_SHARE * total] or spent[:1]
+    rest = sum(seconds for _, seconds in spent) - sum(seconds for _, seconds in listed)
+    words = [f"{name} {in_seconds(seconds)} ({share(seconds, total)})" for name, seconds in listed]
+    if len(listed) < len(spent):
+        words.append(f"{len(spent) - len(listed)} more {in_seconds(rest)}")
+    return ", ".join(words)
 
 
 def _named(path: Any) -> str:

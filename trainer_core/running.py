@@ -37,8 +37,7 @@ class Running:
             is_world_process_zero=trainer.ranks.is_main, is_local_process_zero=trainer.ranks.local_rank == 0
         )
         source = resume_from if isinstance(resume_from, bool) else str(resume_from) if resume_from else False
-        for member in trainer.bus.members.values():
-            member.seconds = 0.0
+        trainer.bus.begin()
         self.loop = Loop(trainer, source)
         self.is_active = False
         self.undo = ExitStack()
@@ -65,10 +64,10 @@ class Running:
                 trainer.outcome = "failed"
                 error.add_note(f"raised in phase {loop.phase.name}, after step {trainer.state.global_step}")
                 loop.journal.failed(loop.phase, trainer.state.global_step, error)
-                trainer.bus.tell_all("on_exception", trainer=trainer, error=error)
+                self._tell_all("on_exception", error, error=error)
         finally:
             try:
-                trainer.bus.tell_all("on_teardown", trainer=trainer)
+                self._tell_all("on_teardown", error)
             finally:
                 self.is_active = False
                 loop.close()
@@ -76,6 +75,15 @@ class Running:
         dead = None if error is None else dead_worker(error)
         if dead is not None:
             raise dead from error
+
+    def _tell_all(self, hook: str, cause: BaseException | None, **context: Any) -> None:
+        """Tells every plugin; where one fails at it, a run that failed before keeps its own error, with a note."""
+        try:
+            self.trainer.bus.tell_all(hook, trainer=self.trainer, **context)
+        except Exception as error:
+            if cause is None:
+                raise
+            cause.add_note(f"then {error!r} was {', '.join(error.__notes__)}")
 
     def training_row(self) -> dict[str, Any]:
         """Gives loss, gradient norm and learning rate since the last row; on all ranks together."""

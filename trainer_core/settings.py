@@ -198,7 +198,7 @@ TYPES: Final[Mapping[str, tuple[str, Callable[[Any, object], str]]]] = {
     "float": ("must be a number", _example("a number")),
     "finite": ("must be a finite number", _example("a finite number")),
     "bool": ("must be true or false", _plain("Use True or False.")),
-    "too_short": ("must not be empty", _plain("Give at least one.")),
+    "too_short": ("must not be empty", _plain("Give a value.")),
     "string_too_short": ("must not be empty", _plain("Give some text.")),
     "string": ("must be text", _plain("Put it in quotes.")),
     "list": ("must be a list", _plain("Put it in square brackets.")),

@@ -5,7 +5,8 @@ decided anew in an update that could be decided then.
 
 The gradient of an update is that of the mean loss over all its targets, on all ranks and in all micro-batches: a
 micro-batch whose loss is a mean over n of N targets counts n / N. (DDP averages gradients over W ranks, so there the
-weight is W n / N; without `average_tokens_across_devices` N counts this rank's targets and the weight is n / N.) Any split of a batch gives the same gradient.
+weight is W n / N; without `average_tokens_across_devices` N counts this rank's targets and the weight is n / N.) Any
+split of a batch gives the same gradient.
 """
 
 from __future__ import annotations
@@ -261,7 +262,9 @@ class Stepper:
                     torch.accelerator.memory.empty_cache()
                 logger.warning(
                     "step %d: out of memory; micro-batches are trained in %d parts from here on, "
-                    "with the same gradient (auto_find_batch_size).", step, self.parts,
+                    "with the same gradient (auto_find_batch_size).",
+                    step,
+                    self.parts,
                 )
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trainer_core.moment import Moment, moment_of
 from trainer_core.pace import Pace
@@ -38,6 +38,9 @@ ROW_SECONDS: Final = 1.0
 ACTIVITY_WIDTH: Final = 15
 WIDEST_BAR: Final = 40
 NARROWEST_BAR: Final = 10
+
+ECHO_WIDTH: Final = 5
+"""Columns that the live lines leave free: a Ctrl-C or two, which the terminal echoes there, must not wrap the line."""
 
 STYLES: Final[Mapping[str, str]] = {"plain": "bold", "good": "bold green", "pause": "bold yellow", "bad": "bold red"}
 PHASE_STYLES: Final[Mapping[Phase, str]] = {Phase.EVAL: "bold magenta", Phase.SAVE: "bold yellow"}
@@ -149,37 +152,51 @@ class TerminalDisplay:
         moment = moment_of(self._trainer, self._pace, self._newest)
         is_rich = can_write(BLOCKS, self._console.encoding)
         curve = self._trend.curve(BLOCKS if is_rich else ASCII_LEVELS)
-        return live_view(moment, curve, self._console.width, is_ascii=not is_rich)
+        return live_view(moment, curve, self._console.width - ECHO_WIDTH, is_ascii=not is_rich)
 
 
 def live_view(moment: Moment, curve: str, width: int, *, is_ascii: bool = False) -> Group:
-    """Gives the live lines for a terminal of `width` columns; what does not fit is left out, the bar last."""
+    """Gives the live lines in `width` columns; what does not fit is left out, the bar last."""
     from rich.console import Group
+
+    overflow: Literal["crop", "ellipsis"] = "crop" if is_ascii else "ellipsis"
+    first, second = _progress_line(moment, width, is_ascii=is_ascii), _values_line(moment, curve)
+    if second.cell_len > width:
+        second = _values_line(moment, "")
+    for line in (first, second):
+        line.no_wrap = True
+        line.truncate(width, overflow=overflow)
+    return Group(first, second)
+
+
+def _progress_line(moment: Moment, width: int, *, is_ascii: bool) -> Text:
     from rich.text import Text
 
     tail = [("bold", moment.steps), ("", moment.epochs), ("dim", moment.elapsed_clock), ("cyan", moment.time_left)]
     tail = [(style, text) for style, text in tail if text]
-    room = width - ACTIVITY_WIDTH - NARROWEST_BAR - 2
+    room = width - ACTIVITY_WIDTH - NARROWEST_BAR - 1
     while len(tail) > 1 and sum(len(text) + 2 for _, text in tail) > room:
         tail.pop(1)
-    bar_width = min(width - ACTIVITY_WIDTH - 2 - sum(len(text) + 2 for _, text in tail), WIDEST_BAR)
-    first = Text(no_wrap=True, overflow="crop")
-    first.append(f"{moment.activity:<{ACTIVITY_WIDTH}} ", PHASE_STYLES.get(moment.phase, "bold cyan"))
-    first.append_text(_bar(moment.progress, bar_width, is_ascii=is_ascii))
+    bar_width = min(width - ACTIVITY_WIDTH - 1 - sum(len(text) + 2 for _, text in tail), WIDEST_BAR)
+    line = Text().append(f"{moment.activity:<{ACTIVITY_WIDTH}} ", PHASE_STYLES.get(moment.phase, "bold cyan"))
+    line.append_text(_bar(moment.progress, max(bar_width, 0), is_ascii=is_ascii))
     for style, text in tail:
-        first.append("  ")
-        first.append(text, style)
-    second = Text(" " * (ACTIVITY_WIDTH + 1), no_wrap=True, overflow="crop" if is_ascii else "ellipsis")
+        line.append("  ").append(text, style)
+    return line
+
+
+def _values_line(moment: Moment, curve: str) -> Text:
+    from rich.text import Text
+
+    line = Text(" " * (ACTIVITY_WIDTH + 1))
     if moment.stopping:
-        second.append(f"{moment.stopping} asks to stop  ", "bold yellow")
+        line.append(f"{moment.stopping} asks to stop  ", "bold yellow")
     for name, text in moment.parts:
-        second.append(f"{name} ", "dim")
-        second.append(text)
+        line.append(f"{name} ", "dim").append(text)
         if name == "loss" and curve:
-            second.append(f" {curve}", "cyan")
-        second.append("  ")
-    second.append(moment.rate, "dim")
-    return Group(first, second)
+            line.append(f" {curve}", "cyan")
+        line.append("  ")
+    return line.append(moment.rate, "dim")
 
 
 def row_view(kind: Kind, logs: Mapping[str, Any], max_steps: int) -> Text:
@@ -187,7 +204,8 @@ def row_view(kind: Kind, logs: Mapping[str, Any], max_steps: int) -> Text:
     from rich.text import Text
 
     style = KIND_STYLES.get(kind, "")
-    text = Text("step ", "dim")
+    text = Text()
+    text.append("step ", "dim")
     text.append(f"{logs.get('step', 0):>{len(f'{max_steps:,}')},}", "bold")
     text.append(f"  epoch {logs.get('epoch', 0.0):<6.2f}", "dim")
     text.append(f"  {kind:<5}", style or "dim")

@@ -105,7 +105,7 @@ def in_seconds(seconds: float) -> str:
 def share(part: float, whole: float) -> str:
     """Gives a share of `whole` in per cent."""
     percent = 100 * part / whole if whole > 0 else 0.0
-    return f"{percent:.0f}%" if percent >= 0.95 or percent == 0 else "<1%"
+    return f"{max(percent, 1):.0f}%" if percent >= 0.5 else "<1%" if percent else "0%"
 
 
 def shortened(text: str, longest: int = LONGEST_TEXT) -> str:

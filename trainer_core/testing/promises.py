@@ -161,7 +161,7 @@ def _blocking(subject: Subject) -> Iterator[str]:
     ways: dict[str, dict[str, object]] = {"blocked": {"block_plugins": [subject.name]}, "off": {subject.name: None}}
     for way, option in ways.items():
         before = process_marks()
-        trainer = tiny_trainer(subject.folder, options={**rest, **option})
+        trainer = tiny_trainer(subject.folder / way, options={**rest, **option})
         trainer.train()
         if any(isinstance(member.plugin, subject.plugin_type) for member in trainer.bus.members.values()):
             yield f"is on the bus although it is {way}. Let the entry point alone put it there."

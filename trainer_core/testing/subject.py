@@ -7,8 +7,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -42,13 +43,15 @@ class Subject:
         name: of its entry point.
         plugin_type: its class.
         options: settings that turn it on.
-        folder: what its runs write.
+        folder: its runs write into folders in it.
+        numbers: of these.
     """
 
     name: str
     plugin_type: type[Any]
     options: Mapping[str, object]
     folder: Path
+    numbers: Iterator[int] = field(default_factory=count)
 
     @property
     def settings_type(self) -> type[Section]:
@@ -66,11 +69,12 @@ class Subject:
 
     def attempt(self, outcome: str, model: nn.Module | None = None) -> Attempt:
         """Gives what came of a run that goes the way of `outcome`, a key of `OUTCOMES`."""
-        attempt = Attempt(outcome)
+        attempt = Attempt(self.name, outcome)
+        folder = self.folder / f"run-{next(self.numbers)}"
         data: list[object] | None = [] if outcome == "fails before its first update" else None
         probe = _Probe(attempt, self.name, fails=outcome == "fails in an update")
         try:
-            attempt.trainer = tiny_trainer(self.folder, [probe], model, data, self.options)
+            attempt.trainer = tiny_trainer(folder, [probe], model, data, self.options)
             attempt.trainer.train()
         except Exception as error:
             attempt.error = error
@@ -79,8 +83,9 @@ class Subject:
 
 @dataclass
 class Attempt:
-    """A run of a plugin under test."""
+    """A run of a plugin under test, that was to go the way of `outcome`."""
 
+    plugin: str
     outcome: str
     trainer: Trainer | None = None
     error: Exception | None = None
@@ -91,6 +96,10 @@ class Attempt:
         wanted = OUTCOMES[self.outcome]
         if self.error is not None and not isinstance(self.error, wanted or ()):
             yield f"breaks a run that {self.outcome}, got {in_words(self.error)}. Make its hooks work there."
+            return
+        for note in getattr(self.error, "__notes__", ()):
+            if f"plugin {self.plugin!r}" in note:
+                yield f"fails at the end of a run that {self.outcome}: {note}. Make its hooks work there."
 
 
 class _PlannedError(Exception):

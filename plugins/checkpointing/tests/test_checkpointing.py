@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import ClassVar
 
 import pytest
 import torch
-from trainer_core_checkpointing import CheckpointingSettings
-from trainer_core_checkpointing.manifest import read_manifest
 
 from trainer_core import SettingsError, Signal, TrainingArguments
+from trainer_core.testing import PluginConformance
+from trainer_core_checkpointing import Checkpointing, CheckpointingSettings
+from trainer_core_checkpointing.manifest import read_manifest
 
 
 def steps(output_dir):
@@ -124,7 +126,9 @@ def test_the_best_model_is_kept_and_loaded_although_no_save_was_due_with_it(smal
             weights.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
 
     options = {"save_steps": 5, "save_total_limit": 1, "load_best_model_at_end": True}
-    trainer = small.trainer(tmp_path, Keeping(), metric_for_best_model="score", greater_is_better=True, **options, **EVALUATED)
+    trainer = small.trainer(
+        tmp_path, Keeping(), metric_for_best_model="score", greater_is_better=True, **options, **EVALUATED
+    )
     trainer.compute_metrics = Scores(0.0, 0.1, 0.5, 0.3, 0.5, 0.4)
     trainer.train()
     assert steps(tmp_path) == [8, 18]
@@ -275,7 +279,10 @@ def test_a_checkpoint_of_the_model_alone_is_small_and_not_resumed_from(small, tm
 
     trainer = small.trainer(tmp_path, save_only_model=True, save_steps=9)
     trainer.train()
-    assert sorted(path.name for path in (tmp_path / "checkpoint-18").iterdir()) == ["manifest.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "checkpoint-18").iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+    ]
     model = small.Net()
     read_model(model, tmp_path / "checkpoint-18")
     assert torch.equal(model.head.weight, trainer.model.head.weight)
@@ -299,6 +306,10 @@ def test_an_overridden_save_model_is_called(small, tmp_path):
     assert "mine.txt" in read_manifest(tmp_path / "checkpoint-18").files
 
 
-def test_the_default_settings_round_trip():
-    settings = CheckpointingSettings()
-    assert CheckpointingSettings(**settings.model_dump()) == settings
+class TestPromises(PluginConformance):
+    plugin_type = Checkpointing
+
+
+class TestPromisesWithBestModel(PluginConformance):
+    plugin_type = Checkpointing
+    flat: ClassVar = {"load_best_model_at_end": True, "save_total_limit": 1, "eval_strategy": "epoch"}

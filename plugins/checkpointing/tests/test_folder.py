@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from trainer_core_checkpointing import folder
 from trainer_core_checkpointing.manifest import Manifest, read_manifest, write_manifest
 
@@ -27,7 +28,10 @@ def test_newest_is_told_by_generation_and_step_and_never_by_date(tmp_path):
     for step, generation in ((900, 0), (20, 1), (5, 0), (100, 1)):
         os.utime(make(tmp_path, step, generation=generation), (step, step))
     assert [path.name for path, _ in folder.complete(tmp_path)] == [
-        "checkpoint-100", "checkpoint-20", "checkpoint-900", "checkpoint-5",
+        "checkpoint-100",
+        "checkpoint-20",
+        "checkpoint-900",
+        "checkpoint-5",
     ]
 
 

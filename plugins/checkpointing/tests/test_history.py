@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_core_checkpointing import history
-from trainer_core_checkpointing.history import History, read_rows
 
 from trainer_core import CheckpointError
+from trainer_core_checkpointing import history
+from trainer_core_checkpointing.history import History, read_rows
 
 
 def rows(number):

@@ -11,9 +11,9 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trainer_core_checkpointing.manifest import MANIFEST, SCHEMA, files_in, read_manifest, verify
 
 from trainer_core import CheckpointError
+from trainer_core_checkpointing.manifest import MANIFEST, SCHEMA, files_in, read_manifest, verify
 
 FILES = [
     "log_history.jsonl",
@@ -79,7 +79,7 @@ def test_any_change_of_the_manifest_itself_is_found(run, place, mask):
     file = run / "checkpoint-6" / MANIFEST
     before = file.read_bytes()
     flip(file, int(place * len(before)), mask)
-    with pytest.raises(CheckpointError, match="manifest.json"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
         read_manifest(run / "checkpoint-6")
     file.write_bytes(before)
 

@@ -61,9 +61,8 @@ def test_a_folder_of_checkpoints_names_one_of_them(small, run):
 def test_a_folder_that_no_save_has_written(small, tmp_path):
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
-    expected = (
-        f"{tmp_path / 'checkpoint-5'}: is no checkpoint, it has no manifest.json. Pass a folder that a save has written."
-    )
+    what = "is no checkpoint, it has no manifest.json"
+    expected = f"{tmp_path / 'checkpoint-5'}: {what}. Pass a folder that a save has written."
     assert refusal(small.trainer(tmp_path), tmp_path / "checkpoint-5") == expected
 
 
@@ -111,7 +110,11 @@ def test_folders_of_others_are_neither_resumed_from_nor_deleted(small, run):
     (run / "checkpoint-mine").mkdir()
     again = small.trainer(run, save_total_limit=1)
     again.train(resume_from_checkpoint="checkpoint-6")
-    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-18", "checkpoint-900", "checkpoint-mine"]
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == [
+        "checkpoint-18",
+        "checkpoint-900",
+        "checkpoint-mine",
+    ]
 
 
 def test_a_new_run_in_the_folder_is_newer_than_the_old_one(small, run, caplog):
@@ -119,7 +122,10 @@ def test_a_new_run_in_the_folder_is_newer_than_the_old_one(small, run, caplog):
         small.trainer(run, small.Cut(4), save_steps=4, save_total_limit=1).train()
     assert "holds 3 checkpoint(s) of an earlier run, the newest is checkpoint-18" in caplog.text
     assert sorted(path.name for path in run.glob("checkpoint-*")) == [
-        "checkpoint-12", "checkpoint-18", "checkpoint-4", "checkpoint-6",
+        "checkpoint-12",
+        "checkpoint-18",
+        "checkpoint-4",
+        "checkpoint-6",
     ]
     again = small.trainer(run, small.Cut(5), save_steps=100)
     again.train(resume_from_checkpoint=True)
@@ -138,7 +144,11 @@ def test_another_batch_size_keeps_the_position_in_samples_or_is_refused(small, t
     small.trainer(tmp_path, small.Cut(2), dataset=small.Augmented(24)).train()
     dataset = small.Augmented(24)
     again = small.trainer(
-        tmp_path, dataset=dataset, per_device_train_batch_size=2, num_train_epochs=1, train_sampling_strategy="sequential"
+        tmp_path,
+        dataset=dataset,
+        per_device_train_batch_size=2,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
     )
     again.train(resume_from_checkpoint=True)
     assert sorted(set(dataset.loaded)) == list(range(8, 24))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 
 LAST = 18
+
+
+@pytest.fixture(autouse=True)
+def _no_flushes(monkeypatch):
+    """What a flush is for is tested with `writing`; on a busy disk they would take most of the time here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
 
 CASES = {
     "plain": {},
@@ -21,10 +29,11 @@ CASES = {
         "lr_scheduler_kwargs": {"patience": 0},
         "eval_strategy": "steps",
         "eval_steps": 1,
+        "num_train_epochs": 2,
     },
-    "momentum": {"optim": "sgd", "optim_args": "momentum=0.9", "max_grad_norm": 0.5},
-    "rmsprop": {"optim": "rmsprop", "weight_decay": 0.1},
-    "adafactor": {"optim": "adafactor"},
+    "momentum": {"optim": "sgd", "optim_args": "momentum=0.9", "max_grad_norm": 0.5, "num_train_epochs": 2},
+    "rmsprop": {"optim": "rmsprop", "weight_decay": 0.1, "num_train_epochs": 2},
+    "adafactor": {"optim": "adafactor", "num_train_epochs": 2},
     "dropped": {"dataloader_drop_last": True, "train_sampling_strategy": "sequential", "save_steps": 0.25},
     "max_steps": {"max_steps": 9, "bf16": True, "label_smoothing_factor": 0.1},
 }

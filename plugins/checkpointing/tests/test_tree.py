@@ -10,11 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_core_checkpointing.tree import MAX_DEPTH, decode, encode, read_tree, write_tree
 
 from trainer_core import CheckpointError
+from trainer_core_checkpointing.tree import MAX_DEPTH, decode, encode, read_tree, write_tree
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool]
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
 
 tensors = st.builds(
     lambda dtype, shape, seed: (100 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype),
@@ -22,7 +31,9 @@ tensors = st.builds(
     st.lists(st.integers(0, 3), max_size=3),
     st.integers(0, 2**31),
 )
-keys = st.one_of(st.text(max_size=12), st.integers(), st.booleans(), st.none(), st.tuples(st.integers(), st.text(max_size=2)))
+keys = st.one_of(
+    st.text(max_size=12), st.integers(), st.booleans(), st.none(), st.tuples(st.integers(), st.text(max_size=2))
+)
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=8), tensors)
 trees = st.recursive(
     leaves,
@@ -52,7 +63,9 @@ def same(one, other):
         for mine, theirs in zip(one, other, strict=True):
             same(mine, theirs)
     elif isinstance(one, float):
-        assert (math.isnan(one) and math.isnan(other)) or (one == other and math.copysign(1, one) == math.copysign(1, other))
+        assert (math.isnan(one) and math.isnan(other)) or (
+            one == other and math.copysign(1, one) == math.copysign(1, other)
+        )
     else:
         assert one == other
 

@@ -4,6 +4,8 @@
     .tmp-checkpoint-<step>-<pid>         being written
     .old-checkpoint-<step>-<pid>         made room for a newer one of its step; goes back if that one did not arrive
     .del-checkpoint-<step>-<pid>         being deleted
+
+Everything else in the folder is somebody else's and is left alone.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def _complete(output_dir: Path) -> Iterator[tuple[Path, Manifest]]:
 def newest_in_words(output_dir: Path) -> str:
     """Says which checkpoint is the newest good one."""
     found = complete(output_dir)
-    return f"The newest good checkpoint is {found[0][0]}." if found else f"There is no other checkpoint in {output_dir}."
+    if not found:
+        return f"There is no other checkpoint in {output_dir}."
+    return f"The newest good checkpoint is {found[0][0]}."
 
 
 def put_in_place(staging: Path, target: Path) -> None:

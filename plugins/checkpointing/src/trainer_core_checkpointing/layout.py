@@ -5,6 +5,8 @@
     rank-00000.json, …safetensors         of each rank: random states, open sums of losses, memory of plugins
     log_history.jsonl                     the logged rows, shared with the file in the output folder
     manifest.json                         written last; see `manifest`
+
+A checkpoint of the model alone has the first and the last of these.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST
     if file.is_symlink() or not file.is_file():
-        raise CheckpointError(f"{folder}: is no checkpoint, it has no {MANIFEST}. Pass a folder that a save has written.")
+        what = f"is no checkpoint, it has no {MANIFEST}"
+        raise CheckpointError(f"{folder}: {what}. Pass a folder that a save has written.")
     content = read_json(file)
     body = {name: value for name, value in content.items() if name != "sha256"} if isinstance(content, dict) else {}
     if body.get("format") != FORMAT or not isinstance(body.get("schema"), int):
@@ -121,7 +122,8 @@ def verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     found = set(files_in(folder)) - {MANIFEST}
     for name in sorted(found - manifest.files.keys()):
-        raise CheckpointError(f"{folder / name}: does not belong to the checkpoint. Remove it, or use another checkpoint.")
+        what = "does not belong to the checkpoint"
+        raise CheckpointError(f"{folder / name}: {what}. Remove it, or use another checkpoint.")
     for name, entry in manifest.files.items():
         if name not in found:
             raise CheckpointError(f"{folder / name}: is missing. Use another checkpoint.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
-from trainer_core import Cadence, CheckpointError, Phase, Signal, best_metric_name, hookimpl, interval
+from trainer_core import Cadence, Phase, Signal, best_metric_name, hookimpl, interval
 from trainer_core_checkpointing import disk, folder, random_states, reading
 from trainer_core_checkpointing.agreement import on_main
 from trainer_core_checkpointing.settings import CheckpointingSettings
@@ -38,13 +39,16 @@ class Checkpointing:
     def on_plan(self, trainer: Trainer, plan: Plan) -> None:
         """Adds the saves and the disk they take."""
         settings = self.settings
+        planned: list[Sequence[int] | None] = []
         if settings.strategy in ("steps", "epoch"):
             by = "save_steps" if settings.strategy == "steps" else "save_strategy"
-            plan.schedule("save", by, self._cadence_of(plan.max_steps).steps(plan.max_steps, plan.updates_per_epoch))
+            planned.append(self._cadence_of(plan.max_steps).steps(plan.max_steps, plan.updates_per_epoch))
+            plan.schedule("save", by, planned[0])
         if settings.saves_best:
+            planned += [entry.steps for entry in plan.scheduled if entry.what == "evaluation"]
             by = "load_best_model_at_end" if settings.load_best_model_at_end else "save_strategy"
             plan.schedule("save", by, None, note="at each evaluation that is a new best")
-        self._plan_disk(trainer, plan)
+        self._plan_disk(trainer, plan, planned)
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Resolves when saves are due, and clears what saves that were cut short left behind."""
@@ -145,24 +149,20 @@ class Checkpointing:
         every = interval(settings.steps, max_steps) if settings.strategy == "steps" else 0
         return Cadence(settings.strategy, every)
 
-    def _plan_disk(self, trainer: Trainer, plan: Plan) -> None:
+    def _plan_disk(self, trainer: Trainer, plan: Plan, planned: list[Sequence[int] | None]) -> None:
+        """Adds what the kept checkpoints take at most, of `planned` moments; None among them are not known."""
         settings = self.settings
-        saves, is_known = set(plan.steps_of("save")), True
-        for entry in plan.scheduled:
-            if entry.what == "save" and entry.steps is None and settings.saves_best:
-                saves |= set(plan.steps_of("evaluation"))
-        for entry in plan.scheduled:
-            counts = entry.what == "save" or (entry.what == "evaluation" and settings.saves_best)
-            is_known &= not counts or entry.steps is not None or (entry.what == "save" and "new best" in entry.note)
-        if not saves and is_known:
-            return
-        each = disk.checkpoint_bytes(trainer, only_model=settings.only_model)
-        if not is_known and settings.total_limit is None:
+        known = [steps for steps in planned if steps is not None]
+        if len(known) == len(planned):
+            number = len(set().union(*known))
+        elif settings.total_limit is not None:
+            number = settings.total_limit + 2
+        else:
             plan.unknown.append("the disk for checkpoints: how many there will be is not known; set save_total_limit")
             return
-        number = len(saves) if is_known else 10**9
-        kept = disk.kept_at_most(number, settings.total_limit, has_best=settings.saves_best)
-        plan.disk("checkpoints", kept * each)
+        if number:
+            kept = disk.kept_at_most(number, settings.total_limit, has_best=settings.saves_best)
+            plan.disk("checkpoints", kept * disk.checkpoint_bytes(trainer, only_model=settings.only_model))
 
 
 def _new_lineage(output_dir: Path) -> Lineage:
@@ -170,9 +170,11 @@ def _new_lineage(output_dir: Path) -> Lineage:
     there = folder.complete(output_dir)
     if there:
         logger.warning(
-            "%s: holds %d checkpoint(s) of an earlier run, the newest is %s. They are kept, except where one of this run "
-            "has the same step; resume_from_checkpoint=True goes on from there until this run has saved.",
-            output_dir, len(there), there[0][0].name,
+            "%s: holds %d checkpoint(s) of an earlier run, the newest is %s. They are kept, except where one of this "
+            "run has the same step; resume_from_checkpoint=True goes on from there until this run has saved.",
+            output_dir,
+            len(there),
+            there[0][0].name,
         )
     return Lineage(uuid4().hex[:12], max((manifest.generation for _, manifest in there), default=-1) + 1)
 
@@ -184,6 +186,3 @@ def _branch(output_dir: Path, path: Path, lineage: Lineage) -> Lineage:
     if any(manifest.order > (lineage.generation, step) for _, manifest in there):
         lineage.generation = max(manifest.generation for _, manifest in there) + 1
     return lineage
-
-
-__all__ = ["CheckpointError", "Checkpointing"]

@@ -64,10 +64,9 @@ def _named(output_dir: Path, path: Path) -> Path:
     if not path.exists() and (output_dir / path).is_dir():
         path = output_dir / path
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"resume_from_checkpoint: the folder {what}, got {str(path)!r}. Pass that of a checkpoint.")
+        raise _wrong("the folder is a file" if path.exists() else "the folder does not exist", path)
     if not any(path.iterdir()):
-        raise CheckpointError(f"resume_from_checkpoint: the folder is empty, got {str(path)!r}. Pass that of a checkpoint.")
+        raise _wrong("the folder is empty", path)
     inside = folder.complete(path)
     if inside and not (path / MANIFEST).exists():
         raise CheckpointError(
@@ -76,6 +75,10 @@ def _named(output_dir: Path, path: Path) -> Path:
         )
     _check(path)
     return path
+
+
+def _wrong(what: str, path: Path) -> CheckpointError:
+    return CheckpointError(f"resume_from_checkpoint: {what}, got {str(path)!r}. Pass that of a checkpoint.")
 
 
 def _check(path: Path) -> None:
@@ -101,8 +104,9 @@ def _load(trainer: Trainer, path: Path) -> tuple[Manifest, dict[str, Any]]:
     shared, own = read_tree(path, STATE), _own(trainer, path, manifest)
     states = own.pop("random_states")
     counters = shared["counters"]
-    if counters["global_step"] != manifest.step:
-        raise CheckpointError(f"{path / STATE}.json: is of step {counters['global_step']}, not {manifest.step}. Use another checkpoint.")
+    step = counters["global_step"]
+    if step != manifest.step:
+        raise CheckpointError(f"{path / STATE}.json: is of step {step}, not {manifest.step}. Use another checkpoint.")
     counters["batches_done"] = _position(trainer, manifest, counters["batches_done"])
     trainer.load_state_dict({**shared, **own})
     trainer.state.log_history[:] = read_rows(path / HISTORY, manifest.files[HISTORY].size)
@@ -119,7 +123,9 @@ def _own(trainer: Trainer, path: Path, manifest: Manifest) -> dict[str, Any]:
     if ranks.is_main:
         logger.warning(
             "%s: was saved on %d ranks, this run has %d; random states of a rank follow from seed, rank and step.",
-            path.name, manifest.world_size, ranks.world_size,
+            path.name,
+            manifest.world_size,
+            ranks.world_size,
         )
     own = dict(parts[min(ranks.rank, len(parts) - 1)])
     own["losses"] = _sum([part["losses"] for part in parts], is_here=ranks.rank == 0)
@@ -148,7 +154,8 @@ def _position(trainer: Trainer, manifest: Manifest, batches_done: int) -> int:
     if samples % now:
         raise CheckpointError(
             f"per_device_train_batch_size: {samples} samples of the epoch are done, which is no whole number of "
-            f"micro-batches over all ranks, got {now}. Resume with {manifest.batch_size} on {manifest.world_size} rank(s)."
+            f"micro-batches over all ranks, got {now}. "
+            f"Resume with {manifest.batch_size} on {manifest.world_size} rank(s)."
         )
     return samples // now
 

@@ -84,7 +84,7 @@ def encode(value: object, tensors: dict[str, torch.Tensor], where: str = "", dep
         CheckpointError: it holds something else, or is too deep.
     """
     if depth > MAX_DEPTH:
-        raise CheckpointError(f"{where[:80]}…: is nested more than {MAX_DEPTH} deep. Flatten the state, or leave it out.")
+        raise CheckpointError(f"{where[:80]}…: is nested more than {MAX_DEPTH} deep. Flatten the state.")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -131,7 +131,7 @@ def _encode_mapping(value: Mapping[Any, Any], tensors: dict[str, torch.Tensor], 
     is_plain = all(isinstance(key, str) and not key.startswith(_MARK) for key in value)
     if is_plain:
         return {str(key): encode(item, tensors, f"{where}.{key}", depth + 1) for key, item in value.items()}
-    pairs = []
+    pairs: list[list[Any]] = []
     for key, item in value.items():
         name = f"{where}.{key}" if isinstance(key, str | int) else f"{where}.{len(pairs)}"
         pairs.append([encode(key, tensors, f"{name}.key", depth + 1), encode(item, tensors, name, depth + 1)])
@@ -160,7 +160,8 @@ def _keep(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], where: str) ->
     """Puts a tensor into `tensors` under its place in the tree and gives the name."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
         raise CheckpointError(
-            f"{where}: safetensors holds no such tensor, got {tensor.dtype}, {tensor.layout}. Save it as a dense, real one."
+            f"{where}: safetensors holds no such tensor, got {tensor.dtype}, {tensor.layout}. "
+            f"Save it as a dense, real one."
         )
     name, number = where, 1
     while name in tensors:

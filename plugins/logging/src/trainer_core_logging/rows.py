@@ -68,9 +68,8 @@ class RowFile:
         self._known, self._resumes = None, False
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row. A disk that fails is told once; the run goes on without rows."""
-        if self._file is None:
-            return
+        """Appends a row to the open file. A disk that fails is told once; the run goes on without rows."""
+        assert self._file is not None
         try:
             _append(self._file, [row])
         except OSError as error:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from tests.toys import Classifier, trainer_for
+from trainer_core import DistributedError
+from trainer_core.ranks import Ranks, create_accelerator
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its state for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    return Ranks(create_accelerator(trainer_for(tmp_path, Classifier()).args))
+
+
+def test_one_process_is_rank_0_of_1_on_the_cpu(alone):
+    assert (alone.world_size, alone.rank, alone.local_rank, alone.is_main) == (1, 0, 0, True)
+    assert alone.device == torch.device("cpu")
+
+
+def test_one_process_needs_nobody_to_agree(alone):
+    value = torch.tensor(2.0)
+    assert alone.sum(value) is value
+    assert alone.max(value) is value
+    assert alone.sum_of_numbers(1, 2.5) == [1, 2.5]
+    assert alone.gather_objects("it") == ["it"]
+    assert alone.from_main("it") == "it"
+    alone.send_from_main([value])
+    alone.barrier()
+
+
+def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path, Classifier())
+    create_accelerator(trainer.args)  # as a script does that makes an Accelerator before it was launched as one of two
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistributedError) as caught:
+        trainer.train()
+    assert str(caught.value) == (
+        "launch: 2 processes were started and each of them believes that it is alone. Start them with `torchrun` and, "
+        "without an accelerator, set ACCELERATE_USE_CPU=true."
+    )
+
+
+def test_an_accelerator_that_the_user_made_is_shared(tmp_path):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    assert create_accelerator(trainer_for(tmp_path, Classifier()).args).state.mixed_precision == "bf16"
+    assert accelerator.num_processes == 1
