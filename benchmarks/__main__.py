@@ -26,15 +26,14 @@ SECTIONS = ("training", "overheads", "evaluation", "processes", "memory", "count
 def main(arguments: list[str] | None = None) -> int:
     """Measures what the command line asks for."""
     options = parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    logging.getLogger("trainer_core").setLevel(logging.ERROR)
     found, missing = installed_peers() if options.peers else ([], [])
     for name in missing:
         print(f"{name}: is not installed. Run `make bench-peers`, which installs it.")
     rows = []
-    for row in measured(options, found):
-        rows.append(row)
-        print("measured:", ", ".join(filter(None, cells(row)[:5])), flush=True)
+    with _one_quiet_thread():
+        for row in measured(options, found):
+            rows.append(row)
+            print("measured:", ", ".join(filter(None, cells(row)[:5])), flush=True)
     print_table(rows, markdown=options.markdown)
     if options.json is not None:
         write_json(rows, options.json)
@@ -70,6 +69,20 @@ def measured(options: argparse.Namespace, peers: list[Contender]) -> Iterator[Ro
         rows = sections[name]()
         while (row := _silently(rows)) is not None:
             yield row
+
+
+@contextlib.contextmanager
+def _one_quiet_thread() -> Iterator[None]:
+    """Lets torch compute on one thread and our loggers speak of errors alone; puts both back."""
+    logger, threads = logging.getLogger("trainer_core"), torch.get_num_threads()
+    level = logger.level
+    torch.set_num_threads(1)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logger.setLevel(level)
 
 
 def _silently(rows: Iterator[Row]) -> Row | None:

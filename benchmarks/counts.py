@@ -5,6 +5,7 @@ Python calls are counted by `sys.setprofile` between two forwards of a run, as t
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,9 +54,11 @@ def python_calls_per_step(train: Train, recipe: Recipe = RECIPE) -> float:
     """Gives the calls of Python functions an update: the contender's, the model's and torch's."""
     model = recipe.model()
     counter = model.clock = CallCounter(WARM * recipe.accumulation, (WARM + MEASURED) * recipe.accumulation)
+    gc.disable()  # a collection in the middle calls finalizers of whatever was left behind before
     try:
         train(model, recipe)
     finally:
+        gc.enable()
         sys.setprofile(None)
     return counter.calls / MEASURED - recipe.accumulation  # the clock's own tick is a call a forward
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +61,7 @@ def machine() -> dict[str, str | int]:
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
+        "threads": 1,
         **{name: version(name) for name in names},
     }
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_core import PluginError, hookimpl
-from trainer_core.bus import MAX_FAILURES, SAMPLE_EVERY, Bus, Member, ordered
+from trainer_core.bus import MAX_FAILURES, SAMPLE_EVERY, Bus
+from trainer_core.ordering import Member, ordered
 
 TRAINER = object()  # the bus hands it on and never looks at it
 
@@ -490,3 +491,15 @@ print([name for name in sys.modules if name.startswith(("trainer_core_", "traine
 
 def test_the_hooks_of_a_plugin_are_known():
     assert bus_of(mine=Failing()).hooks_of("mine") == ["on_log", "on_step_end"]
+
+
+@pytest.mark.parametrize("wish", [3, "console", ("console", 3)])
+def test_a_wish_that_is_no_tuple_of_names_is_refused(wish):
+    class Odd:
+        before = wish
+
+        def on_log(self, trainer):
+            pass
+
+    with pytest.raises(PluginError, match=r"^plugin 'odd': `before` must be a tuple of plugins' names, got "):
+        Bus().register(Odd(), "odd")

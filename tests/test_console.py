@@ -292,6 +292,7 @@ def test_a_console_that_fails_ends_no_run(run, capsys, monkeypatch, caplog):
     trainer.train()
     assert trainer.state.global_step == 10
     assert "plugin 'console', hook on_train_begin: failed" in caplog.text
+    assert capsys.readouterr().out == ""
 
 
 def test_the_display_is_closed_though_another_teardown_fails(run, capsys):

@@ -30,7 +30,7 @@ def launch(folder, *names, **environment):
         timeout=240,
         check=False,
     )
-    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr
     return [json.loads((folder / f"results-rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 

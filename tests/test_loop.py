@@ -117,6 +117,7 @@ def test_a_phase_is_told_when_it_is_entered_and_a_run_of_updates_once(make_train
     make_trainer(given={"plugins": [noting]}).train()
     assert noting.heard == [
         "on_init_end",
+        "INIT",
         "on_plan",
         "on_train_begin",
         *["EPOCH", "STEP", "EPOCH", "STOP"],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
@@ -24,6 +24,7 @@ from pluggy._manager import PluginValidationError
 
 from trainer_core import hookspecs
 from trainer_core.errors import PluginError, did_you_mean
+from trainer_core.ordering import Member, ordered, wished
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -47,29 +48,6 @@ class StepHooks(NamedTuple):
     on_pre_optimizer_step: StepHook | None
     on_optimizer_step: StepHook | None
     on_step_end: StepHook | None
-
-
-@dataclass(slots=True)
-class Member:
-    """A registered plugin.
-
-    Attributes:
-        name: unique on the bus.
-        plugin: the object with the hooks.
-        critical: an exception of it ends the run; else it is switched off after `MAX_FAILURES`.
-        before, after: names of plugins that it must precede or follow.
-        seconds: time spent in its hooks (step hooks estimated by sampling).
-        failures: exceptions of a best-effort plugin so far.
-    """
-
-    name: str
-    plugin: object
-    critical: bool
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    seconds: float = 0.0
-    failures: int = 0
-    is_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +111,7 @@ class Bus:
                 f"plugin {name!r}: equals {twin.name!r}, which is registered already. "
                 f"Register an object once, and give a dataclass that is a plugin eq=False."
             )
+        before, after = wished(plugin, "before", name), wished(plugin, "after", name)
         try:
             self._manager.register(plugin, name)
             self._check(plugin, name)
@@ -146,8 +125,8 @@ class Bus:
             name,
             plugin,
             critical=bool(getattr(plugin, "critical", True)),
-            before=tuple(getattr(plugin, "before", ())),
-            after=tuple(getattr(plugin, "after", ())),
+            before=before,
+            after=after,
         )
         self.is_stale = True
 
@@ -323,37 +302,6 @@ class Bus:
         """Takes a plugin whose registration failed off pluggy's books."""
         if self._manager.is_registered(plugin):
             self._manager.unregister(plugin)
-
-
-def ordered(members: Iterable[Member]) -> list[Member]:
-    """Gives `members` in an order that honours `before` and `after`, else that of registration.
-
-    Names of plugins that are not there are passed over.
-
-    Raises:
-        PluginError: the wishes form a circle; it names the plugins in it.
-    """
-    waiting = {member.name: member for member in members}
-    behind: dict[str, set[str]] = {name: set(member.after) & waiting.keys() for name, member in waiting.items()}
-    for name, member in waiting.items():
-        for later in set(member.before) & waiting.keys():
-            behind[later].add(name)
-    result: list[Member] = []
-    while waiting:
-        free = next((name for name in waiting if not behind[name] & waiting.keys()), None)
-        if free is None:
-            circle = ", ".join(_circle(behind, next(iter(waiting)), waiting.keys()))
-            raise PluginError(f"plugins {circle}: before/after form a circle. Take one of the wishes back.")
-        result.append(waiting.pop(free))
-    return result
-
-
-def _circle(behind: Mapping[str, set[str]], start: str, waiting: Collection[str]) -> list[str]:
-    """Gives the circle that is found by going from `start`, which waits, to one that it waits for, and so on."""
-    walk = [start]
-    while (step := next(name for name in waiting if name in behind[walk[-1]])) not in walk:
-        walk.append(step)
-    return walk[walk.index(step) :]
 
 
 def _new_manager() -> _Manager:

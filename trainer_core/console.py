@@ -106,7 +106,11 @@ class Console:
         )
         self._display = self._new_display(trainer)
         trainer.running.undo.callback(self._close)  # also when a teardown before ours fails
-        self._display.open(opening(trainer, self._record) if self.settings.show_plan else None)
+        try:
+            self._display.open(opening(trainer, self._record) if self.settings.show_plan else None)
+        except Exception:
+            self._close()
+            raise
         self._clock = Clock(self._display.tick, self.settings.refresh_seconds)
         self._clock.start()
 

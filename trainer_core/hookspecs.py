@@ -62,7 +62,7 @@ def on_train_begin(trainer: Trainer) -> None:
 
 @hookspec
 def on_phase(trainer: Trainer, phase: Phase) -> None:
-    """A phase is entered. Runs of STEP fire once, at their first."""
+    """A phase is entered: INIT first, before anything is prepared; a run of STEP once, at its first."""
 
 
 @hookspec

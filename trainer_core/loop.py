@@ -79,6 +79,7 @@ class Loop:
     def run(self) -> None:
         """Walks from INIT to the end of STOP."""
         self.journal.open()
+        self.bus.tell("on_phase", trainer=self.trainer, phase=self.phase)
         while True:
             self.handlers[self.phase]()
             if self.ranks.world_size > 1:

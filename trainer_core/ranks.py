@@ -6,6 +6,7 @@ With one process every call returns at once.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -51,7 +52,16 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
             f"launch: {launched} processes were started and each of them believes that it is alone. "
             f"Start them with `torchrun` and, without an accelerator, set ACCELERATE_USE_CPU=true."
         )
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
     return accelerator
+
+
+def _leave_group() -> None:
+    """Ends gloo's threads before the interpreter does, which now and then aborts a process that had finished."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 class Ranks:

@@ -146,15 +146,14 @@ class Stepper:
         if weight is _WHOLE:
             loss.backward()  # type: ignore[no-untyped-call] # torch's own
         else:
-            gradient = torch.as_tensor(weight, dtype=loss.dtype, device=loss.device).reshape(loss.shape)
-            loss.backward(gradient=gradient)  # type: ignore[no-untyped-call] # torch's own
+            (loss * weight).backward()  # type: ignore[no-untyped-call] # backward(gradient=…) would import sympy
         return value
 
     def learn_nothing(self, loss: torch.Tensor) -> Value:
         """Goes backward with a gradient of 0: a micro-batch without targets only keeps ranks in step."""
         if not torch.isfinite(loss):  # a mean over nothing; 0 times its gradient need not be 0
             loss = torch.stack([parameter.sum() for parameter in self.parameters if parameter.requires_grad]).sum()
-        loss.backward(gradient=torch.zeros_like(loss))  # type: ignore[no-untyped-call] # torch's own
+        (loss * 0.0).backward()  # type: ignore[no-untyped-call] # torch's own
         return 0.0
 
     def learn_as_overridden(self, inputs: Any) -> Value:

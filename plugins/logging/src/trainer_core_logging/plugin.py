@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trainer_core import Cadence, hookimpl, interval
+from trainer_core import Cadence, Phase, hookimpl, interval
 from trainer_core_logging.levels import Levels
 from trainer_core_logging.rows import RowFile
 from trainer_core_logging.settings import LoggingSettings
@@ -45,10 +45,14 @@ class Logging:
             plan.schedule("log", "logging_strategy", Cadence("epoch").steps(plan.max_steps, plan.updates_per_epoch))
 
     @hookimpl(tryfirst=True)
+    def on_phase(self, trainer: Trainer, phase: Phase) -> None:
+        """Sets levels before anything is prepared."""
+        if phase is Phase.INIT:
+            self._set_levels(trainer)
+
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Sets levels, opens the file on the main rank, and resolves when rows are due."""
+        """Opens the file on the main rank, and resolves when rows are due."""
         settings, state = self.settings, trainer.state
-        self._set_levels(trainer)
         if trainer.is_main_rank and (path := self._path(trainer)) is not None:
             self._rows.open(path, state.log_history, state.global_step)
         every = interval(settings.steps, state.max_steps) if settings.strategy == "steps" else 0
