@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core import names
-from trainer_core.arguments import TrainingArguments
 from trainer_core.errors import SettingsError, TrainerCoreError
+from trainer_core.settings import names
+from trainer_core.settings.arguments import TrainingArguments
 
 MODULE = "plugins_of_test_arguments"
 SOURCE = '''
 from typing import Annotated, Literal
 from pydantic import Field, SecretStr
-from trainer_core.settings import Interval, Section
+from trainer_core.settings.section import Interval, Section
 
 
 class Rows(Section):
@@ -256,7 +256,7 @@ def test_a_switch_turns_its_section_on_and_off():
 
 
 def test_an_alias_of_a_section_can_warn(caplog):
-    with caplog.at_level(logging.WARNING, "trainer_core.arguments"):
+    with caplog.at_level(logging.WARNING, "trainer_core.settings.arguments"):
         args = TrainingArguments(push=True, pusch_strategy="every_save")
         args.replace(seed=1)
     assert args.pusch_strategy == "every_save"

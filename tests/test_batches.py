@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core.batches import batch_size_of, count_targets, split_batch, to_device
+from trainer_core.data.batches import batch_size_of, count_targets, split_batch, to_device
 from trainer_core.errors import DataError
 
 LABELS = torch.tensor([[-100, 1, 2], [3, -100, -100]])

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer_core.clipping import build_clipper
+from trainer_core.optim.clipping import build_clipper
 
 SHAPES = [(7, 5), (7,), (3, 7), (3,)]
 

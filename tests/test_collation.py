@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from trainer_core.collation import PaddingCollator, default_data_collator
+from trainer_core.data.collation import PaddingCollator, default_data_collator
 from trainer_core.errors import DataError
 
 Pair = namedtuple("Pair", "x y")

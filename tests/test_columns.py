@@ -5,8 +5,8 @@ import logging
 import pytest
 from torch import nn
 
-from trainer_core.collation import default_data_collator
-from trainer_core.columns import ColumnFilter, drop_unused_columns, model_columns, sample_lengths
+from trainer_core.data.collation import default_data_collator
+from trainer_core.data.columns import ColumnFilter, drop_unused_columns, model_columns, sample_lengths
 from trainer_core.errors import DataError
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from trainer_core import SettingsError, TrainingArguments
-from trainer_core.console import Console, ConsoleSettings
+from trainer_core.console.plugin import Console, ConsoleSettings
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -239,7 +239,9 @@ def test_another_rank_than_the_main_one_is_silent(run, capfd, monkeypatch):
 
 
 def test_plain_output_and_import_load_no_rich():
-    code = "import sys, trainer_core.console; print(any(name.partition('.')[0] == 'rich' for name in sys.modules))"
+    code = (
+        "import sys, trainer_core.console; print(any(name.partition('.')[0] == 'rich' for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 
@@ -287,7 +289,7 @@ def test_a_second_run_starts_anew(run, capsys):
 
 
 def test_a_console_that_fails_ends_no_run(run, capsys, monkeypatch, caplog):
-    monkeypatch.setattr("trainer_core.console.opening", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainer_core.console.plugin.opening", lambda *_: 1 / 0)
     trainer = run()
     trainer.train()
     assert trainer.state.global_step == 10

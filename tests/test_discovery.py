@@ -2,11 +2,11 @@ import sys
 
 import pytest
 
-from trainer_core.arguments import TrainingArguments
-from trainer_core.discovery import Installed, installed_plugins, inventory
 from trainer_core.errors import PluginError
+from trainer_core.settings.arguments import TrainingArguments
+from trainer_core.settings.discovery import Installed, installed_plugins, inventory
 
-PLUGIN = "from trainer_core.settings import Section\nclass S(Section):\n    {body}\nclass P:\n    settings_type = S\n"
+PLUGIN = "from trainer_core import Section\nclass S(Section):\n    {body}\nclass P:\n    settings_type = S\n"
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from trainer_core.display import Clock
+from trainer_core.console.display import Clock
 
 
 def test_it_ticks_until_it_is_stopped():

@@ -10,11 +10,7 @@ from trainer_core import hookspecs
 
 ROOT = Path(__file__).parent.parent
 PLUGINS_PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-HOOKS = {
-    name: function
-    for name, function in vars(hookspecs).items()
-    if hasattr(function, f"{hookspecs.PROJECT}_spec")
-}
+HOOKS = {name: function for name, function in vars(hookspecs).items() if hasattr(function, f"{hookspecs.PROJECT}_spec")}
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from trainer_core.discovery import installed_names
 from trainer_core.phases import exits_diagram, exits_table
+from trainer_core.settings.discovery import installed_names
 from trainer_core.testing import run
 
 BROKEN = "raise RuntimeError('worms')"

@@ -5,9 +5,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from trainer_core import notebook
-from trainer_core.notebook import is_notebook, progress_html, report_html
-from trainer_core.report import Report
+from trainer_core.console import notebook
+from trainer_core.console.notebook import is_notebook, progress_html, report_html
+from trainer_core.console.report import Report
 from trainer_core.trainer import Trainer
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trainer_core.errors import ModelError, SettingsError
-from trainer_core.optim import (
+from trainer_core.optim.optimizers import (
     OPTIMIZERS,
     construct_optimizer,
     create_optimizer,
@@ -275,11 +275,11 @@ WITHOUT_COMPILER = """
 import sys
 from types import SimpleNamespace
 import torch
-from trainer_core.clipping import build_clipper
-from trainer_core.optim import *
-from trainer_core.optim import OPTIMIZERS
-from trainer_core.schedule_state import schedule_state, load_schedule_state
-from trainer_core.schedules import SCHEDULES, create_schedule
+from trainer_core.optim.clipping import build_clipper
+from trainer_core.optim.optimizers import *
+from trainer_core.optim.optimizers import OPTIMIZERS
+from trainer_core.optim.schedule_state import schedule_state, load_schedule_state
+from trainer_core.optim.schedules import SCHEDULES, create_schedule
 args = SimpleNamespace(optim_args=None, learning_rate=1e-2, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.99,
     adam_epsilon=1e-8, sources={}, warmup_steps=0, warmup_ratio=0.0, greater_is_better=None, metric_for_best_model=None)
 options = {"warmup_stable_decay": {"num_decay_steps": 1}, "cosine_with_min_lr": {"min_lr": 0.0},

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy
 import pytest
 
-from trainer_core import names
-from trainer_core.arguments import TrainingArguments
 from trainer_core.errors import SettingsError
-from trainer_core.options import Options
+from trainer_core.settings import names
+from trainer_core.settings.arguments import TrainingArguments
+from trainer_core.settings.options import Options
 
 CORE_NAMES = """
 output_dir gradient_accumulation_steps num_train_epochs max_steps seed past_index label_smoothing_factor
@@ -262,7 +262,7 @@ def test_a_plateau_follows_the_loss():
 
 def test_making_arguments_imports_neither_torch_nor_the_readers_of_files():
     program = (
-        "import json, sys; from trainer_core.arguments import TrainingArguments; TrainingArguments('x', bf16=True);"
+        "import json, sys; from trainer_core import TrainingArguments; TrainingArguments('x', bf16=True);"
         "print(json.dumps([m for m in ('torch', 'yaml', 'pydantic_settings', 'numpy') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

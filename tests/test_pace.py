@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer_core.pace import Pace, TimeLeft
+from trainer_core.console.pace import Pace, TimeLeft
 from trainer_core.phases import Phase
 
 

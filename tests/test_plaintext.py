@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer_core import plaintext
-from trainer_core.pace import Pace
+from trainer_core.console import plaintext
+from trainer_core.console.pace import Pace
+from trainer_core.console.plaintext import PlainDisplay, PlainWriter
 from trainer_core.phases import Phase
-from trainer_core.plaintext import PlainDisplay, PlainWriter
 from trainer_core.state import TrainerState
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
-from trainer_core.reading import dead_worker, stream
+from trainer_core.data.reading import dead_worker, stream
 
 
 class Rows(Dataset):

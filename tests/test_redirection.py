@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trainer_core.redirection import Redirection, Through
+from trainer_core.console.redirection import Redirection, Through
 
 
 class Terminal(io.StringIO):

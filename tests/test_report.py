@@ -9,12 +9,12 @@ import torch
 from rich.console import Console as RichConsole
 
 from trainer_core import Plan, Signal, TrainingArguments
+from trainer_core.console.plaintext import PlainWriter
+from trainer_core.console.report import Record, closing, error_in_words, opening, resume_call, settings_in_words
+from trainer_core.console.sparkline import ASCII_LEVELS, BLOCKS
+from trainer_core.console.terminal import report_view
 from trainer_core.phases import Phase
-from trainer_core.plaintext import PlainWriter
-from trainer_core.report import Record, closing, error_in_words, opening, resume_call, settings_in_words
-from trainer_core.sparkline import ASCII_LEVELS, BLOCKS
 from trainer_core.state import Request, TrainerState
-from trainer_core.terminal import report_view
 
 BLOCKED = ["logging", "checkpointing"]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer_core.data.sampling import BatchIndices, EpochOrder, EvalOrder, eval_rows, restore_order
 from trainer_core.errors import DataError
-from trainer_core.sampling import BatchIndices, EpochOrder, EvalOrder, eval_rows, restore_order
 
 sizes = st.integers(1, 200)
 worlds = st.integers(1, 5)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from trainer_core.schedule_state import load_schedule_state, schedule_state
-from trainer_core.schedules import LearningRateSchedule, PlateauSchedule
+from trainer_core.optim.schedule_state import load_schedule_state, schedule_state
+from trainer_core.optim.schedules import LearningRateSchedule, PlateauSchedule
 
 
 class Slope:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 
 from trainer_core.errors import CheckpointError, SettingsError
-from trainer_core.schedules import (
+from trainer_core.optim.schedules import (
     SCHEDULES,
     LearningRateSchedule,
     PlateauSchedule,

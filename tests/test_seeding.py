@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer_core.seeding import Lending, NumpyGuard, PythonGuard, TorchGuard, mix
+from trainer_core.data.seeding import Lending, NumpyGuard, PythonGuard, TorchGuard, mix
 
 DRAWS = {
     "python": random.random,

@@ -3,8 +3,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from trainer_core.settings import Given, Interval, Remedy, Section, StepCount, problem
-from trainer_core.validation import fill
+from trainer_core.settings.section import Given, Interval, Remedy, Section, StepCount, problem
+from trainer_core.settings.validation import fill
 
 
 class Patience(Section):

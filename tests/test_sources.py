@@ -8,8 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer_core.arguments import TrainingArguments
 from trainer_core.errors import SettingsError
+from trainer_core.settings.arguments import TrainingArguments
 
 MODULE = "plugins_of_test_sources"
 SOURCE = '''
@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from trainer_core.settings import Interval, Section
+from trainer_core.settings.section import Interval, Section
 
 
 class Rows(Section):
@@ -348,7 +348,7 @@ def test_help_shows_groups_and_plugins_with_docstrings_and_defaults(capsys):
 
 def test_reading_a_line_needs_no_torch():
     program = (
-        "import sys; from trainer_core.arguments import TrainingArguments as T; T.from_command_line(['--seed', '1']);"
+        "import sys; from trainer_core import TrainingArguments as T; T.from_command_line(['--seed', '1']);"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

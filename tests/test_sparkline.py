@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core.sparkline import ASCII_LEVELS, BLOCKS, Trend, sparkline
+from trainer_core.console.sparkline import ASCII_LEVELS, BLOCKS, Trend, sparkline
 
 finite = st.floats(min_value=-1e12, max_value=1e12)
 anything = st.lists(st.floats(), max_size=200)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console as RichConsole
 
-from trainer_core import terminal
-from trainer_core.moment import Moment
-from trainer_core.pace import Pace, TimeLeft
+from trainer_core.console import terminal
+from trainer_core.console.moment import Moment
+from trainer_core.console.pace import Pace, TimeLeft
+from trainer_core.console.terminal import TerminalDisplay, live_view, row_view
 from trainer_core.phases import Phase
 from trainer_core.state import TrainerState
-from trainer_core.terminal import TerminalDisplay, live_view, row_view
 
 LOGS = {"loss": 0.12345, "grad_norm": 1.234, "learning_rate": 8.333e-4, "epoch": 3.44, "step": 310}
 

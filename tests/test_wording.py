@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from trainer_core import wording
-from trainer_core.wording import Part, kind_of, parts_of
+from trainer_core.console import wording
+from trainer_core.console.wording import Part, kind_of, parts_of
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments as TrainingArguments
     from trainer_core.best import best_metric_name as best_metric_name
     from trainer_core.best import is_better as is_better
     from trainer_core.cadence import Cadence as Cadence
     from trainer_core.cadence import interval as interval
     from trainer_core.callbacks import TrainerCallback as TrainerCallback
     from trainer_core.callbacks import TrainerControl as TrainerControl
-    from trainer_core.collation import default_data_collator as default_data_collator
+    from trainer_core.data.collation import default_data_collator as default_data_collator
     from trainer_core.errors import CheckpointError as CheckpointError
     from trainer_core.errors import DataError as DataError
     from trainer_core.errors import DistributedError as DistributedError
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
     from trainer_core.phases import Phase as Phase
     from trainer_core.phases import Signal as Signal
     from trainer_core.plan import Plan as Plan
-    from trainer_core.settings import Interval as Interval
-    from trainer_core.settings import Section as Section
+    from trainer_core.settings.arguments import TrainingArguments as TrainingArguments
+    from trainer_core.settings.section import Interval as Interval
+    from trainer_core.settings.section import Section as Section
     from trainer_core.state import TrainerState as TrainerState
     from trainer_core.trainer import Trainer as Trainer
     from trainer_core.trainer import TrainOutput as TrainOutput
@@ -53,14 +53,14 @@ _HOMES: Final = {
     "DataError": "errors",
     "DistributedError": "errors",
     "EvalPrediction": "evaluate",
-    "Interval": "settings",
+    "Interval": "settings.section",
     "ModelError": "errors",
     "NonFiniteLossError": "errors",
     "Phase": "phases",
     "Plan": "plan",
     "PluginError": "errors",
     "PredictionOutput": "evaluate",
-    "Section": "settings",
+    "Section": "settings.section",
     "SettingsError": "errors",
     "Signal": "phases",
     "TrainOutput": "trainer",
@@ -69,10 +69,10 @@ _HOMES: Final = {
     "TrainerControl": "callbacks",
     "TrainerCoreError": "errors",
     "TrainerState": "state",
-    "TrainingArguments": "arguments",
+    "TrainingArguments": "settings.arguments",
     "TransitionError": "errors",
     "best_metric_name": "best",
-    "default_data_collator": "collation",
+    "default_data_collator": "data.collation",
     "hookimpl": "hookspecs",
     "interval": "cadence",
     "is_better": "best",

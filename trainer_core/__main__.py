@@ -56,7 +56,7 @@ def machine(given: argparse.Namespace) -> int:
 
 def plugins(given: argparse.Namespace) -> int:
     """Prints installed plugins; the exit code is 1 when one is broken."""
-    from trainer_core.discovery import Installed, inventory
+    from trainer_core.settings.discovery import Installed, inventory
 
     found: list[Installed] = inventory(given.block)
     for one in found:
@@ -71,7 +71,7 @@ def plugins(given: argparse.Namespace) -> int:
 
 def schema(given: argparse.Namespace) -> int:
     """Prints the JSON schema of all settings, those of installed plugins included."""
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
     print(json.dumps(TrainingArguments.json_schema(), indent=2, ensure_ascii=False))
     return 0

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from trainer_core.arguments import TrainingArguments
 from trainer_core.callbacks import CallbackPlugin, adapt, is_callback
-from trainer_core.data import PaddingCollator, default_data_collator
-from trainer_core.discovery import installed_plugins
+from trainer_core.data.loaders import PaddingCollator, default_data_collator
 from trainer_core.errors import ModelError, PluginError, SettingsError, did_you_mean
 from trainer_core.process import own_random_states
+from trainer_core.settings.arguments import TrainingArguments
+from trainer_core.settings.discovery import installed_plugins
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from trainer_core.collection import BatchCollector, Collector, as_array, chained, concatenated, map_tree
-from trainer_core.data import batch_size_of, count_targets, restore_order, stream, to_device
+from trainer_core.data.loaders import batch_size_of, count_targets, restore_order, stream, to_device
 from trainer_core.errors import DataError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer_core.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
     from trainer_core.trainer import Trainer
 
 

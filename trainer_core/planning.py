@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from trainer_core.best import best_metric_name, missing_metric
 from trainer_core.cadence import Cadence, interval
-from trainer_core.data import BatchStream, stream
+from trainer_core.data.loaders import BatchStream, stream
 from trainer_core.errors import SettingsError
+from trainer_core.optim.schedules import schedule_factor, warmup_steps
 from trainer_core.plan import Plan
 from trainer_core.rehearsal import metric_names
-from trainer_core.schedules import schedule_factor, warmup_steps
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

@@ -12,10 +12,10 @@ from torch import nn
 from trainer_core.activations import checkpoint_activations
 from trainer_core.assembly import new_model
 from trainer_core.cadence import Cadence, interval
-from trainer_core.data import stream
+from trainer_core.data.loaders import stream
 from trainer_core.errors import ModelError, SettingsError
+from trainer_core.optim.schedules import PlateauSchedule
 from trainer_core.planning import Arithmetic, arithmetic_of, check_data, plan_of
-from trainer_core.schedules import PlateauSchedule
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

@@ -19,7 +19,7 @@ from trainer_core.errors import DistributedError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
 
 def create_accelerator(args: TrainingArguments) -> Accelerator:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.errors import CheckpointError
-from trainer_core.optim import load_optimizer_state_dict, optimizer_state_dict
-from trainer_core.schedule_state import load_schedule_state, schedule_state
+from trainer_core.optim.optimizers import load_optimizer_state_dict, optimizer_state_dict
+from trainer_core.optim.schedule_state import load_schedule_state, schedule_state
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

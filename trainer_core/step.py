@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer_core.clipping import build_clipper
-from trainer_core.data import count_targets, split_batch, to_device
+from trainer_core.data.loaders import count_targets, split_batch, to_device
 from trainer_core.errors import DataError
 from trainer_core.guard import Guard, can_judge_on_device
 from trainer_core.loss import (
@@ -36,7 +35,8 @@ from trainer_core.loss import (
     takes_count,
 )
 from trainer_core.meter import LossMeter
-from trainer_core.optim import raw_step
+from trainer_core.optim.clipping import build_clipper
+from trainer_core.optim.optimizers import raw_step
 
 if TYPE_CHECKING:
     from trainer_core.bus import StepHooks

@@ -20,21 +20,21 @@ import torch
 from torch import nn
 
 from trainer_core import assembly, modes
-from trainer_core.arguments import TrainingArguments
 from trainer_core.bus import Bus
 from trainer_core.cadence import Cadence
 from trainer_core.callbacks import TrainerCallback, TrainerControl
-from trainer_core.data import BatchStream, build_eval_loader, build_train_loader, model_columns
+from trainer_core.data.loaders import BatchStream, build_eval_loader, build_train_loader, model_columns
 from trainer_core.evaluate import EvalLoopOutput, EvalPrediction, Evaluation, PredictionOutput, plain
 from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
-from trainer_core.optim import create_optimizer
+from trainer_core.optim.optimizers import create_optimizer
+from trainer_core.optim.schedules import create_schedule
 from trainer_core.phases import Signal
 from trainer_core.plan import Plan
 from trainer_core.planning import plan_of
 from trainer_core.ranks import Ranks, create_accelerator
 from trainer_core.running import Running
-from trainer_core.schedules import create_schedule
+from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.snapshot import load_run_state, run_state
 from trainer_core.state import Request, TrainerState
 from trainer_core.weights import write_model

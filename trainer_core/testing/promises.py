@@ -11,10 +11,10 @@ from typing import Any, Final
 import torch
 
 from trainer_core import hookspecs
-from trainer_core.arguments import TrainingArguments
 from trainer_core.bus import Bus
 from trainer_core.errors import PluginError, SettingsError
-from trainer_core.settings import Section
+from trainer_core.settings.arguments import TrainingArguments
+from trainer_core.settings.section import Section
 from trainer_core.testing.leftovers import differences, model_marks, open_files, process_marks
 from trainer_core.testing.subject import OUTCOMES, Subject, in_words
 from trainer_core.testing.tiny import tiny_model, tiny_trainer

@@ -18,11 +18,11 @@ from unittest.mock import patch
 
 from torch import nn
 
-from trainer_core.arguments import TrainingArguments
-from trainer_core.discovery import GROUP
 from trainer_core.errors import DataError, TrainerCoreError
 from trainer_core.hookspecs import hookimpl
-from trainer_core.settings import Section
+from trainer_core.settings.arguments import TrainingArguments
+from trainer_core.settings.discovery import GROUP
+from trainer_core.settings.section import Section
 from trainer_core.testing.tiny import only, tiny_trainer
 from trainer_core.trainer import Trainer
 

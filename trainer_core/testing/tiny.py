@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from trainer_core.arguments import TrainingArguments
-from trainer_core.discovery import BLOCK_VARIABLE, installed_names
 from trainer_core.evaluate import EvalPrediction
+from trainer_core.settings.arguments import TrainingArguments
+from trainer_core.settings.discovery import BLOCK_VARIABLE, installed_names
 from trainer_core.trainer import Trainer
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from trainer_core import names
-from trainer_core.settings import DEFAULT, Given, problem
+from trainer_core.settings import names
+from trainer_core.settings.section import DEFAULT, Given, problem
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
 COMPILE_OPTIONS: Final = ("torch_compile_backend", "torch_compile_mode")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer_core.collation import IGNORE_INDEX
+from trainer_core.data.collation import IGNORE_INDEX
 from trainer_core.errors import DataError
 
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from trainer_core import names
-from trainer_core.conversion import Kind, as_switch, converted, plain
 from trainer_core.errors import did_you_mean
-from trainer_core.settings import Given, Section, problem
-from trainer_core.vocabulary import CORE, Place, Vocabulary
+from trainer_core.settings import names
+from trainer_core.settings.conversion import Kind, as_switch, converted, plain
+from trainer_core.settings.section import Given, Section, problem
+from trainer_core.settings.vocabulary import CORE, Place, Vocabulary
 
-logger = logging.getLogger("trainer_core.arguments")
+logger = logging.getLogger("trainer_core.settings.arguments")
 
 
 @dataclass(frozen=True)

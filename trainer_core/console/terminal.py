@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from trainer_core.moment import Moment, moment_of
-from trainer_core.pace import Pace
+from trainer_core.console.moment import Moment, moment_of
+from trainer_core.console.pace import Pace
+from trainer_core.console.redirection import Redirection
+from trainer_core.console.report import Report
+from trainer_core.console.sparkline import ASCII_LEVELS, BLOCKS, Trend
+from trainer_core.console.wording import Kind, can_write, parts_of, spelled
 from trainer_core.phases import Phase
-from trainer_core.redirection import Redirection
-from trainer_core.report import Report
-from trainer_core.sparkline import ASCII_LEVELS, BLOCKS, Trend
-from trainer_core.wording import Kind, can_write, parts_of, spelled
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole

@@ -14,11 +14,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch.utils.data import IterableDataset
 
-from trainer_core.collation import Collate
+from trainer_core.data.collation import Collate
+from trainer_core.data.fetching import annotate
+from trainer_core.data.sampling import tail_share
+from trainer_core.data.seeding import Lending, Purpose, mix
 from trainer_core.errors import DataError
-from trainer_core.fetching import annotate
-from trainer_core.sampling import tail_share
-from trainer_core.seeding import Lending, Purpose, mix
 
 _END: Final = object()
 

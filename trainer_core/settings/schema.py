@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
-from trainer_core import names
-from trainer_core.vocabulary import Place, Vocabulary
+from trainer_core.settings import names
+from trainer_core.settings.vocabulary import Place, Vocabulary
 
 TEMPLATE: Final = "#/$defs/{model}"
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core.pace import Pace, TimeLeft
+from trainer_core.console.pace import Pace, TimeLeft
+from trainer_core.console.wording import Part, clock, parts_of, rate
 from trainer_core.phases import Phase, Signal
-from trainer_core.wording import Part, clock, parts_of, rate
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

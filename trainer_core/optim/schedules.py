@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainer_core import curves
-from trainer_core.curves import Factor, Span
 from trainer_core.errors import CheckpointError, SettingsError, did_you_mean
-from trainer_core.names import greater_is_better
+from trainer_core.optim import curves
+from trainer_core.optim.curves import Factor, Span
+from trainer_core.settings.names import greater_is_better
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from trainer_core.report import Report
-from trainer_core.wording import Kind
+from trainer_core.console.report import Report
+from trainer_core.console.wording import Kind
 
 logger = logging.getLogger("trainer_core.console")
 

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from trainer_core.errors import PluginError
-from trainer_core.settings import Section
+from trainer_core.settings.section import Section
 
 GROUP: Final = "trainer_core"
 BLOCK_VARIABLE: Final = "TRAINER_CORE_BLOCK_PLUGINS"

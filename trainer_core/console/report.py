@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trainer_core.best import best_metric_name
-from trainer_core.phases import Phase
-from trainer_core.settings import DEFAULT, shown
-from trainer_core.sparkline import sparkline
-from trainer_core.wording import (
+from trainer_core.console.sparkline import sparkline
+from trainer_core.console.wording import (
     in_seconds,
     joined,
     number,
@@ -22,9 +20,11 @@ from trainer_core.wording import (
     share,
     shortened,
 )
+from trainer_core.phases import Phase
+from trainer_core.settings.section import DEFAULT, shown
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
     from trainer_core.trainer import Trainer
 
 LISTED_SETTINGS: Final = 6

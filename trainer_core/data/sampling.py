@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
+from trainer_core.data.seeding import Purpose, mix
 from trainer_core.errors import DataError
-from trainer_core.seeding import Purpose, mix
 
 SamplingStrategy = Literal["random", "sequential", "group_by_length"]
 Rows = npt.NDArray[np.int64]

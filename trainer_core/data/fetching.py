@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from trainer_core.collation import Collate, default_data_collator, is_own_collator
-from trainer_core.columns import ColumnFilter
+from trainer_core.data.collation import Collate, default_data_collator, is_own_collator
+from trainer_core.data.columns import ColumnFilter
+from trainer_core.data.sampling import BatchIndices, Rows
+from trainer_core.data.seeding import Lending, Purpose, mix
 from trainer_core.errors import DataError
-from trainer_core.sampling import BatchIndices, Rows
-from trainer_core.seeding import Lending, Purpose, mix
 
 Fetch = Callable[[Any], Any]
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from trainer_core.batches import batch_size_of, count_targets, split_batch, to_device
-from trainer_core.collation import Collate, PaddingCollator, default_data_collator
-from trainer_core.columns import ModelColumns, drop_unused_columns, model_columns, sample_lengths
+from trainer_core.data.batches import batch_size_of, count_targets, split_batch, to_device
+from trainer_core.data.collation import Collate, PaddingCollator, default_data_collator
+from trainer_core.data.columns import ModelColumns, drop_unused_columns, model_columns, sample_lengths
+from trainer_core.data.fetching import BatchFetcher, as_it_is
+from trainer_core.data.reading import BatchStream, dead_worker, stream
+from trainer_core.data.sampling import EpochOrder, EvalOrder, eval_rows, restore_order
+from trainer_core.data.seeding import Lending, Purpose, mix
+from trainer_core.data.streaming import SampleStream
 from trainer_core.errors import DataError
-from trainer_core.fetching import BatchFetcher, as_it_is
-from trainer_core.reading import BatchStream, dead_worker, stream
-from trainer_core.sampling import EpochOrder, EvalOrder, eval_rows, restore_order
-from trainer_core.seeding import Lending, Purpose, mix
-from trainer_core.streaming import SampleStream
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
 __all__ = [
     "BatchStream",

@@ -17,13 +17,13 @@ from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource
 
-from trainer_core import names
-from trainer_core.conversion import takes_bool, takes_list
 from trainer_core.errors import SettingsError
-from trainer_core.merging import Layer
-from trainer_core.options import Options
-from trainer_core.settings import Given
-from trainer_core.vocabulary import CORE, Place, Vocabulary
+from trainer_core.settings import names
+from trainer_core.settings.conversion import takes_bool, takes_list
+from trainer_core.settings.merging import Layer
+from trainer_core.settings.options import Options
+from trainer_core.settings.section import Given
+from trainer_core.settings.vocabulary import CORE, Place, Vocabulary
 
 SOURCE: Final = "command line"
 _NO_VALUE: Final = "\0"

@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from trainer_core import names
-from trainer_core.settings import Interval, StepCount
+from trainer_core.settings import names
+from trainer_core.settings.section import Interval, StepCount
 
 OptimizerName = Literal["adamw_torch_fused", "adamw_torch", "sgd", "adagrad", "rmsprop", "adafactor"]
 ScheduleName = Literal[

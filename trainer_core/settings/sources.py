@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from trainer_core.discovery import BLOCK_VARIABLE
-from trainer_core.merging import Layer
-from trainer_core.settings import Given
+from trainer_core.settings.discovery import BLOCK_VARIABLE
+from trainer_core.settings.merging import Layer
+from trainer_core.settings.section import Given
 
 PREFIX: Final = "TRAINER_CORE_"
 
@@ -33,7 +33,7 @@ def _file_layer(path: str) -> Layer:
     if not Path(path).expanduser().is_file():
         return Layer([], "file", [f"{path}: is no file. Correct the path of the settings file."])
     # pydantic-settings costs 0.1 s to import, and only files and command lines need it.
-    from trainer_core.files import READERS, read_file
+    from trainer_core.settings.files import READERS, read_file
 
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:

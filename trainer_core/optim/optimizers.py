@@ -26,7 +26,7 @@ from torch.optim import optimizer as torch_optimizer
 from trainer_core.errors import ModelError, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
 logger = logging.getLogger("trainer_core.optim")
 

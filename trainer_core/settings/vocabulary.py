@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer_core import names
-from trainer_core.discovery import blocked_by_environment, installed_names
 from trainer_core.errors import PluginError, did_you_mean
-from trainer_core.options import Options
-from trainer_core.settings import Section
+from trainer_core.settings import names
+from trainer_core.settings.discovery import blocked_by_environment, installed_names
+from trainer_core.settings.options import Options
+from trainer_core.settings.section import Section
 
 CORE: Final = ""
 

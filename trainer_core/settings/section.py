@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from trainer_core.arguments import TrainingArguments
+    from trainer_core.settings.arguments import TrainingArguments
 
 DEFAULT: Final = "default"
 """The source of a value that nobody gave."""

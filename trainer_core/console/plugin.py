@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from trainer_core.display import Clock, Display
+from trainer_core.console.display import Clock, Display
+from trainer_core.console.notebook import NotebookDisplay, is_notebook
+from trainer_core.console.pace import Pace
+from trainer_core.console.plaintext import PlainDisplay, PlainWriter
+from trainer_core.console.report import Record, closing, opening
+from trainer_core.console.sparkline import ASCII_LEVELS, BLOCKS
+from trainer_core.console.wording import can_write, in_seconds, joined, kind_of, parts_of
 from trainer_core.hookspecs import hookimpl
-from trainer_core.notebook import NotebookDisplay, is_notebook
-from trainer_core.pace import Pace
 from trainer_core.phases import Phase
-from trainer_core.plaintext import PlainDisplay, PlainWriter
-from trainer_core.report import Record, closing, opening
-from trainer_core.settings import Section
-from trainer_core.sparkline import ASCII_LEVELS, BLOCKS
-from trainer_core.wording import can_write, in_seconds, joined, kind_of, parts_of
+from trainer_core.settings.section import Section
 
 if TYPE_CHECKING:
-    from trainer_core.arguments import TrainingArguments
     from trainer_core.plan import Plan
+    from trainer_core.settings.arguments import TrainingArguments
     from trainer_core.trainer import Trainer
 
 logger = logging.getLogger("trainer_core.console")
@@ -189,7 +189,7 @@ class Console:
         if mode == "notebook":
             return NotebookDisplay(trainer, self._pace)
         if mode == "terminal":
-            from trainer_core.terminal import TerminalDisplay
+            from trainer_core.console.terminal import TerminalDisplay
 
             return TerminalDisplay(trainer, self._pace)
         return PlainDisplay(trainer, self._pace, sys.stdout, self.settings.heartbeat_seconds)

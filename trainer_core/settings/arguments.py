@@ -14,12 +14,12 @@ from typing import Any, NoReturn, Self
 
 from pydantic import ConfigDict, PrivateAttr
 
-from trainer_core import names
-from trainer_core.contradictions import core_contradictions, derived_values
-from trainer_core.discovery import installed_names, installed_plugins
 from trainer_core.errors import SettingsError, did_you_mean
-from trainer_core.merging import Layer, Merged, blocked_plugins, keyword_layer, merge
-from trainer_core.options import (
+from trainer_core.settings import names
+from trainer_core.settings.contradictions import core_contradictions, derived_values
+from trainer_core.settings.discovery import installed_names, installed_plugins
+from trainer_core.settings.merging import Layer, Merged, blocked_plugins, keyword_layer, merge
+from trainer_core.settings.options import (
     CoreOptions,
     DataOptions,
     DistributedOptions,
@@ -27,10 +27,10 @@ from trainer_core.options import (
     OptimizerOptions,
     PrecisionOptions,
 )
-from trainer_core.settings import DEFAULT, Given, Section, problem
-from trainer_core.sources import environment_layer, file_layers
-from trainer_core.validation import fill
-from trainer_core.vocabulary import Place, Vocabulary, build_vocabulary
+from trainer_core.settings.section import DEFAULT, Given, Section, problem
+from trainer_core.settings.sources import environment_layer, file_layers
+from trainer_core.settings.validation import fill
+from trainer_core.settings.vocabulary import Place, Vocabulary, build_vocabulary
 
 FilePath = str | os.PathLike[str]
 DERIVED = "follows from "
@@ -89,7 +89,7 @@ class TrainingArguments(
             SettingsError: anything is wrong; it holds every mistake at once.
             SystemExit: `--help` was asked for and printed.
         """
-        from trainer_core.command_line import read_command_line
+        from trainer_core.settings.command_line import read_command_line
 
         files = [] if file is None else [file] if isinstance(file, (str, os.PathLike)) else list(file)
         below = [keyword_layer(defaults), *file_layers(files)]
@@ -100,7 +100,7 @@ class TrainingArguments(
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """Gives one JSON schema of a settings file: the core, its groups, and every installed plugin."""
-        from trainer_core.schema import json_schema
+        from trainer_core.settings.schema import json_schema
 
         return json_schema(cls._vocabulary([]))
 

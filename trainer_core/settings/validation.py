@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trainer_core.conversion import as_json_would
-from trainer_core.settings import Given, problems_of
+from trainer_core.settings.conversion import as_json_would
+from trainer_core.settings.section import Given, problems_of
 
 
 def fill(model: BaseModel, given: Mapping[str, Given], name: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from torch.utils.data import get_worker_info
 
-from trainer_core.collation import Collate
+from trainer_core.data.collation import Collate
 from trainer_core.errors import DataError
 
 _logger = logging.getLogger("trainer_core.data")

@@ -19,11 +19,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from trainer_core.data.fetching import BatchFetcher, annotate
+from trainer_core.data.sampling import EpochOrder, EvalOrder
+from trainer_core.data.seeding import Lending, Purpose, mix
+from trainer_core.data.streaming import PaddingBatch, SampleStream
 from trainer_core.errors import DataError
-from trainer_core.fetching import BatchFetcher, annotate
-from trainer_core.sampling import EpochOrder, EvalOrder
-from trainer_core.seeding import Lending, Purpose, mix
-from trainer_core.streaming import PaddingBatch, SampleStream
 
 
 class BatchStream(Protocol):

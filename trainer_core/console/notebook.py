@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core.moment import Moment, moment_of
-from trainer_core.pace import Pace
-from trainer_core.report import Report
-from trainer_core.wording import Kind, parts_of
+from trainer_core.console.moment import Moment, moment_of
+from trainer_core.console.pace import Pace
+from trainer_core.console.report import Report
+from trainer_core.console.wording import Kind, parts_of
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

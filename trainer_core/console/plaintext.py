@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from trainer_core.moment import moment_of
-from trainer_core.pace import Pace
-from trainer_core.report import Report
-from trainer_core.wording import Kind, joined, parts_of, printable, spelled
+from trainer_core.console.moment import moment_of
+from trainer_core.console.pace import Pace
+from trainer_core.console.report import Report
+from trainer_core.console.wording import Kind, joined, parts_of, printable, spelled
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer

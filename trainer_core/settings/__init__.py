@@ -1,0 +1,1 @@
+"""Settings: sections, sources, and the front door `TrainingArguments`. Imports no torch."""
