@@ -23,7 +23,9 @@ from benchmarks.report import Row
 from benchmarks.turns import Estimate
 from benchmarks.workloads import Clock, Recipe, TinyNetwork
 from trainer_core import PluginError, SettingsError, Trainer
-from trainer_core.data.loaders import build_train_loader, default_data_collator, stream
+from trainer_core.data.collation import default_data_collator
+from trainer_core.data.loaders import build_train_loader
+from trainer_core.data.reading import stream
 
 WARM, MEASURED = 16, 32
 RECIPE = Recipe(updates=WARM + MEASURED + 2, warm_updates=WARM)

@@ -239,9 +239,7 @@ def test_another_rank_than_the_main_one_is_silent(run, capfd, monkeypatch):
 
 
 def test_plain_output_and_import_load_no_rich():
-    code = (
-        "import sys, trainer_core.console; print(any(name.partition('.')[0] == 'rich' for name in sys.modules))"
-    )
+    code = "import sys, trainer_core.console; print(any(name.partition('.')[0] == 'rich' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 

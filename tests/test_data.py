@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from trainer_core.data.collation import default_data_collator
 from trainer_core.data.columns import model_columns
-from trainer_core.data.loaders import build_eval_loader, build_train_loader, default_data_collator, stream
+from trainer_core.data.loaders import build_eval_loader, build_train_loader
+from trainer_core.data.reading import stream
 from trainer_core.errors import DataError
 
 CPU = torch.device("cpu")

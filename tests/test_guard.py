@@ -190,7 +190,32 @@ def test_only_a_fused_optimizer_on_an_accelerator_judges_by_itself(device, fused
 def test_settling_reads_a_verdict_once():
     model = copy.deepcopy(Classifier())
     guard = Guard("stop", torch.optim.AdamW(model.parameters(), fused=True), Alone(), reads_now=False)
-    assert guard.passes(torch.tensor(torch.nan), 7)
+    assert guard.passes(torch.tensor(torch.nan), None, 7)
     with pytest.raises(NonFiniteLossError, match=r"^step 7: the loss is not finite, got nan"):
         guard.settle()
     guard.settle()
+
+
+class Cliff(torch.nn.Module):
+    """Its loss is 0 at weight 0, and its gradient there is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, labels):
+        return {"loss": self.weight.abs().sqrt().sum()}
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_finite_ends_the_run_before_the_weights_are_touched(tmp_path):
+    trainer = trainer_for(tmp_path, Cliff(), pairs(8), max_grad_norm=1.0)
+    with pytest.raises(NonFiniteLossError, match=r"^step 1: the norm of the gradient is not finite, got nan\. "):
+        trainer.train()
+    assert trainer.model.weight.item() == 0.0
+
+
+def test_updates_whose_gradient_is_not_finite_are_skipped_by_policy(tmp_path):
+    trainer = trainer_for(tmp_path, Cliff(), pairs(8), max_grad_norm=1.0, nan_policy="skip")
+    trainer.train()
+    assert trainer.model.weight.item() == 0.0
+    assert trainer.state.global_step == trainer.state.max_steps

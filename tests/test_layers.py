@@ -18,7 +18,7 @@ LAYERS = [
     # the declaration of hooks; data and optimizer; what a step is made of
     "hookspecs data optim activations best collection guard loss meter modes ordering process ranks weights",
     # one update, one evaluation, the bus, the plan and the journal
-    "step evaluate bus callbacks journal planning rehearsal snapshot summary",
+    "step criterion evaluate bus callbacks journal planning rehearsal snapshot summary",
     # what sees everything
     "trainer loop assembly preparation running",
     # what is built on the trainer

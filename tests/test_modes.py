@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import copy
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from tests.test_step import causal_rows, llama
 from tests.toys import Classifier, Gradients, Rows, named_rows, pairs, table, trained, trainer_for, weights_of
 from trainer_core import SettingsError, Trainer, modes
+from trainer_core.data.reading import is_shared_out
+from trainer_core.errors import DataError
+from trainer_core.modes import refuse_unshared
 
 
 def test_the_model_is_in_evaluation_mode_and_goes_back_module_by_module(tmp_path):
@@ -173,3 +178,29 @@ def test_a_run_leaves_the_callers_random_states(tmp_path):
     run = trained(tmp_path, Classifier(dropout=0.5), pairs(8))
     run.evaluate(pairs(4))
     assert (torch.rand(2).tolist(), np.random.rand(2).tolist()) == expected
+
+
+DATA = TensorDataset(torch.arange(8.0)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("loader", "is_shared"),
+    [
+        (DataLoader(DATA, batch_size=2), False),
+        (DataLoader(DATA, batch_size=2, sampler=DistributedSampler(DATA, num_replicas=2, rank=0)), True),
+        ([torch.zeros(2)], False),
+    ],
+)
+def test_a_loader_that_every_rank_would_read_whole_is_told_from_one_that_is_shared_out(loader, is_shared):
+    assert is_shared_out(loader) is is_shared
+
+
+def test_a_users_loader_that_is_not_shared_out_is_refused_on_several_ranks_only():
+    loader = DataLoader(DATA, batch_size=2)
+    refuse_unshared(SimpleNamespace(ranks=SimpleNamespace(world_size=1)), loader, "get_train_dataloader")
+    with pytest.raises(DataError) as caught:
+        refuse_unshared(SimpleNamespace(ranks=SimpleNamespace(world_size=2)), loader, "get_train_dataloader")
+    assert str(caught.value) == (
+        "get_train_dataloader: gives a loader that each of 2 ranks would read whole, got DataLoader. "
+        "Give it a torch DistributedSampler, or return self.accelerator.prepare(loader)."
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer_core.callbacks import CallbackPlugin, adapt, is_callback
-from trainer_core.data.loaders import PaddingCollator, default_data_collator
+from trainer_core.data.collation import PaddingCollator, default_data_collator
 from trainer_core.errors import ModelError, PluginError, SettingsError, did_you_mean
 from trainer_core.process import own_random_states
 from trainer_core.settings.arguments import TrainingArguments

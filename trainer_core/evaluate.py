@@ -17,8 +17,11 @@ import numpy as np
 import torch
 
 from trainer_core.collection import BatchCollector, Collector, as_array, chained, concatenated, map_tree
-from trainer_core.data.loaders import batch_size_of, count_targets, restore_order, stream, to_device
+from trainer_core.data.batches import batch_size_of, count_targets, to_device
+from trainer_core.data.reading import stream
+from trainer_core.data.sampling import restore_order
 from trainer_core.errors import DataError
+from trainer_core.modes import refuse_unshared
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -96,6 +99,7 @@ class Evaluation:
     def run(self, loader: DataLoader[Any]) -> EvalLoopOutput:
         """Evaluates every row of `loader` and gives predictions, labels and metrics of all ranks."""
         started = perf_counter()
+        refuse_unshared(self.trainer, loader, "get_eval_dataloader")
         batches = stream(loader)
         self.is_dealt_singly = batches.is_dealt_singly
         flush_every = 1 if self.ranks.device.type == "cpu" else self.args.eval_accumulation_steps

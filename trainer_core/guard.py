@@ -1,4 +1,4 @@
-"""What happens when a loss is NaN or infinite: it is said, and the weights are not touched.
+"""What happens when a loss or its gradient is NaN or infinite: it is said, and the weights are not touched.
 
 On the CPU the loss of a micro-batch is read at once. On an accelerator nothing waits for the device: the verdict
 stays there as the `found_inf` of a fused optimizer, which then passes over the update, and is read by the host
@@ -25,7 +25,7 @@ NanPolicy = Literal["stop", "skip", "ignore"]
 
 
 class Guard:
-    """Judges the loss of each update.
+    """Judges the loss of each update, and the norm of its gradient where that is computed.
 
     Args:
         policy: "stop" raises, "skip" passes over the update, "ignore" does nothing.
@@ -45,21 +45,30 @@ class Guard:
         self._first_bad_step = torch.full((), math.inf, device=ranks.device)
         self._num_bad = torch.zeros((), device=ranks.device)
 
-    def passes(self, loss: float | torch.Tensor, step: int) -> bool:
-        """Tells whether update `step`, whose loss on this rank is `loss`, may touch the weights.
+    def passes(self, loss: float | torch.Tensor, grad_norm: torch.Tensor | None, step: int) -> bool:
+        """Tells whether update `step` may touch the weights.
+
+        Args:
+            loss: of this rank.
+            grad_norm: of all ranks, where it is computed anyway: a finite loss can have a gradient that is not.
+            step: named in the report.
 
         Raises:
-            NonFiniteLossError: the loss is not finite on some rank and the policy is "stop".
+            NonFiniteLossError: one of them is not finite, on some rank, and the policy is "stop".
         """
         if not self.reads_now:
-            self._judge_on_device(torch.as_tensor(loss), step)
+            judged = torch.as_tensor(loss) if grad_norm is None else loss + 0.0 * grad_norm
+            self._judge_on_device(judged, step)
             return True
         if self.ranks.world_size > 1:
             (loss,) = self.ranks.sum_of_numbers(float(loss))  # a share that is not finite makes the sum so
-        if math.isfinite(loss):
-            return True
-        self._report(step, float(loss))
-        return False
+        if not math.isfinite(loss):
+            self._report(step, "loss", float(loss))
+            return False
+        if grad_norm is not None and not math.isfinite(norm := grad_norm.item()):
+            self._report(step, "norm of the gradient", norm)
+            return False
+        return True
 
     def counted(self, loss: float | torch.Tensor) -> tuple[Any, Any]:
         """Gives what an update that passed adds to the sums: (loss, 1), or (0, 0) if the device skips it."""
@@ -81,7 +90,7 @@ class Guard:
             more = int(self._num_bad.item()) - 1
             self._first_bad_step.fill_(math.inf)
             self._num_bad.zero_()
-            self._report(int(first_bad_step), math.nan, more)
+            self._report(int(first_bad_step), "loss", math.nan, more)
 
     def release(self) -> None:
         """Takes the verdict off the optimizer."""
@@ -96,14 +105,16 @@ class Guard:
         self._num_bad = self._num_bad + is_bad
         self.optimizer.found_inf = self._verdict  # type: ignore[attr-defined] # torch's protocol with GradScaler
 
-    def _report(self, step: int, loss: float, more: int = 0) -> None:
+    def _report(self, step: int, what: str, value: float, more: int = 0) -> None:
         if self.policy == "skip":
             self.num_skipped += 1 + more
             also = f", as are {more} after it" if more else ""
-            logger.warning("step %d: the loss is %s; the update is skipped%s (nan_policy='skip').", step, loss, also)
+            logger.warning(
+                "step %d: the %s is %s; the update is skipped%s (nan_policy='skip').", step, what, value, also
+            )
             return
         raise NonFiniteLossError(
-            f"step {step}: the loss is not finite, got {loss}. The weights are still those of step {step - 1}. "
+            f"step {step}: the {what} is not finite, got {value}. The weights are still those of step {step - 1}. "
             f"Lower learning_rate, look at the batch of that step, or set nan_policy to 'skip' or 'ignore'."
         )
 

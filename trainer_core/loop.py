@@ -23,7 +23,7 @@ import torch
 
 from trainer_core.best import remember_best
 from trainer_core.bus import SAMPLE_EVERY
-from trainer_core.data.loaders import batch_size_of
+from trainer_core.data.batches import batch_size_of
 from trainer_core.errors import DataError
 from trainer_core.journal import Journal
 from trainer_core.meter import LossMeter

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainer_core.data.loaders import count_targets
+from trainer_core.data.batches import count_targets
 from trainer_core.errors import DataError, ModelError
 
 if TYPE_CHECKING:

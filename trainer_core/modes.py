@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer_core.errors import SettingsError, did_you_mean
+from trainer_core.data.reading import is_shared_out
+from trainer_core.errors import DataError, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     from trainer_core.settings.arguments import TrainingArguments
@@ -89,6 +90,15 @@ def main_input(model: nn.Module, inputs: Any) -> Any:
 def keys_to_ignore(model: nn.Module) -> list[str]:
     """Gives the outputs that a transformers model wants left out of predictions."""
     return list(getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ()))
+
+
+def refuse_unshared(trainer: Trainer, loader: Iterable[Any], method: str) -> None:
+    """Raises DataError for a user's loader that every one of several ranks would read whole."""
+    if trainer.ranks.world_size > 1 and not is_shared_out(loader):
+        raise DataError(
+            f"{method}: gives a loader that each of {trainer.ranks.world_size} ranks would read whole, got "
+            f"{type(loader).__name__}. Give it a torch DistributedSampler, or return self.accelerator.prepare(loader)."
+        )
 
 
 def eval_datasets(trainer: Trainer, wanted: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trainer_core.best import best_metric_name, missing_metric
 from trainer_core.cadence import Cadence, interval
-from trainer_core.data.loaders import BatchStream, stream
+from trainer_core.data.reading import BatchStream, stream
 from trainer_core.errors import SettingsError
 from trainer_core.optim.schedules import schedule_factor, warmup_steps
 from trainer_core.plan import Plan

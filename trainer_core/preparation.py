@@ -12,8 +12,9 @@ from torch import nn
 from trainer_core.activations import checkpoint_activations
 from trainer_core.assembly import new_model
 from trainer_core.cadence import Cadence, interval
-from trainer_core.data.loaders import stream
+from trainer_core.data.reading import stream
 from trainer_core.errors import ModelError, SettingsError
+from trainer_core.modes import refuse_unshared
 from trainer_core.optim.schedules import PlateauSchedule
 from trainer_core.planning import Arithmetic, arithmetic_of, check_data, plan_of
 
@@ -42,6 +43,7 @@ def prepare(trainer: Trainer) -> None:
     place(trainer)
     trainer.train_dataloader = trainer.get_train_dataloader()
     seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+    refuse_unshared(trainer, trainer.train_dataloader, "get_train_dataloader")
     trainer.train_stream = stream(trainer.train_dataloader, seed=seed)
     arithmetic = arithmetic_of(trainer, trainer.train_stream)
     set_counters(trainer, arithmetic)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core.data.loaders import dead_worker
+from trainer_core.data.reading import dead_worker
 from trainer_core.loop import Loop
 from trainer_core.phases import Phase, Signal
 from trainer_core.process import determinism, own_random_states, tf32

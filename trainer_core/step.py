@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer_core.data.loaders import count_targets, split_batch, to_device
+from trainer_core.criterion import build_loss
+from trainer_core.data.batches import count_targets, split_batch, to_device
 from trainer_core.errors import DataError
 from trainer_core.guard import Guard, can_judge_on_device
 from trainer_core.loss import (
     Count,
-    call_model,
     check_loss,
-    find_loss,
     is_shifted,
-    loss_and_outputs,
-    loss_of,
-    refuse_misfit,
     takes,
     takes_count,
 )
@@ -46,7 +42,6 @@ logger = logging.getLogger("trainer_core.step")
 
 Weight = float | torch.Tensor
 Value = float | torch.Tensor
-LossOf = Callable[[Any, Count | None], torch.Tensor]
 
 
 class Stepper:
@@ -173,14 +168,15 @@ class Stepper:
         """Updates the weights with the gradients that are there, unless `loss` forbids it; drops the gradients."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        if self.guard.is_on and not self.guard.passes(loss, step):
+        norm = self.clip() if self.clip is not None else None
+        judged_norm = norm if self.scaler is None else None  # a gradient that overflows is the scaler's business
+        if self.guard.is_on and not self.guard.passes(loss, judged_norm, step):
             if self.scaler is not None:
                 self.scaler.update()  # ends what unscale_ began
             return self.clear_gradients()
         self.meter.add(*self.guard.counted(loss))
         self.meter.learning_rate = self.first_group["lr"]
-        if self.clip is not None:
-            self.meter.grad_norm = self.clip()
+        self.meter.grad_norm = norm
         if hooks.on_pre_optimizer_step is not None:
             hooks.on_pre_optimizer_step(self.trainer)
         is_done = True
@@ -272,55 +268,6 @@ _WHOLE: Weight = float("1")
 
 _NONE: Weight = float("0")
 """The weight of a micro-batch without targets, told from others by identity."""
-
-
-def build_loss(trainer: Trainer, model: torch.nn.Module) -> LossOf:
-    """Gives the function from a batch to its mean loss: the user's, a plugin's, or the model's own."""
-    loss = _loss_without_precision(trainer, model)
-    if trainer.precision is None:
-        return loss
-    kind, dtype = trainer.ranks.device.type, trainer.precision
-
-    def loss_in_precision(inputs: Any, count: Count | None) -> torch.Tensor:
-        with torch.autocast(kind, dtype=dtype):
-            return loss(inputs, count)
-
-    return loss_in_precision
-
-
-def _loss_without_precision(trainer: Trainer, model: torch.nn.Module) -> LossOf:
-    if trainer.overrides("compute_loss"):
-        if trainer.compute_loss_takes_count:
-            return lambda inputs, count: trainer.compute_loss(model, inputs, num_items_in_batch=count)
-        return lambda inputs, count: trainer.compute_loss(model, inputs)
-    if trainer.bus.listens("compute_loss"):
-        return lambda inputs, count: trainer.bus.ask("compute_loss", trainer=trainer, model=model, inputs=inputs)
-    if trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor > 0:
-        return lambda inputs, count: loss_and_outputs(trainer, model, inputs, count)[0]
-    if takes_count(trainer.model):
-        return lambda inputs, count: loss_of(call_model(model, inputs, num_items_in_batch=count))
-    return _own_loss(model)
-
-
-def _own_loss(model: torch.nn.Module) -> LossOf:
-    """Gives the model's own loss with as little as can be between a batch and the model."""
-
-    def own_loss(inputs: Any, count: Count | None) -> torch.Tensor:
-        kind = type(inputs)
-        try:
-            if kind is dict:
-                outputs = model(**inputs)
-            elif kind is tuple or kind is list:
-                outputs = model(*inputs)
-            else:
-                outputs = call_model(model, inputs)
-        except TypeError as error:
-            refuse_misfit(model, inputs, error)
-            raise
-        loss = find_loss(outputs)
-        return loss if loss is not None else loss_of(outputs)
-
-    return own_loss
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

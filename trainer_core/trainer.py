@@ -23,7 +23,9 @@ from trainer_core import assembly, modes
 from trainer_core.bus import Bus
 from trainer_core.cadence import Cadence
 from trainer_core.callbacks import TrainerCallback, TrainerControl
-from trainer_core.data.loaders import BatchStream, build_eval_loader, build_train_loader, model_columns
+from trainer_core.data.columns import model_columns
+from trainer_core.data.loaders import build_eval_loader, build_train_loader
+from trainer_core.data.reading import BatchStream
 from trainer_core.evaluate import EvalLoopOutput, EvalPrediction, Evaluation, PredictionOutput, plain
 from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from trainer_core.data.batches import batch_size_of, count_targets, split_batch, to_device
-from trainer_core.data.collation import Collate, PaddingCollator, default_data_collator
-from trainer_core.data.columns import ModelColumns, drop_unused_columns, model_columns, sample_lengths
+from trainer_core.data.collation import Collate
+from trainer_core.data.columns import ModelColumns, drop_unused_columns, sample_lengths
 from trainer_core.data.fetching import BatchFetcher, as_it_is
-from trainer_core.data.reading import BatchStream, dead_worker, stream
-from trainer_core.data.sampling import EpochOrder, EvalOrder, eval_rows, restore_order
+from trainer_core.data.sampling import EpochOrder, EvalOrder, eval_rows
 from trainer_core.data.seeding import Lending, Purpose, mix
 from trainer_core.data.streaming import SampleStream
 from trainer_core.errors import DataError
@@ -27,25 +25,7 @@ from trainer_core.errors import DataError
 if TYPE_CHECKING:
     from trainer_core.settings.arguments import TrainingArguments
 
-__all__ = [
-    "BatchStream",
-    "PaddingCollator",
-    "batch_size_of",
-    "build_eval_loader",
-    "build_train_loader",
-    "count_targets",
-    "dead_worker",
-    "default_data_collator",
-    "drop_unused_columns",
-    "eval_rows",
-    "model_columns",
-    "restore_order",
-    "split_batch",
-    "stream",
-    "to_device",
-]
-
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("trainer_core.data")
 
 
 def build_train_loader(

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from trainer_core.data.fetching import BatchFetcher, annotate
 from trainer_core.data.sampling import EpochOrder, EvalOrder
@@ -57,6 +57,15 @@ def stream(loader: Iterable[Any], *, seed: int = 0) -> BatchStream:
     if type(loader) is DataLoader and isinstance(loader.dataset, SampleStream):
         return _ItemStream(loader)
     return _ForeignStream(loader, seed)
+
+
+def is_shared_out(loader: Iterable[Any]) -> bool:
+    """Tells whether ranks read shares of their own: in loaders of ours or Accelerate's, or by torch's sampler."""
+    if isinstance(loader, DataLoader) and isinstance(loader.dataset, BatchFetcher | SampleStream):
+        return True
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    return hasattr(loader, "base_dataloader") or any(isinstance(sampler, DistributedSampler) for sampler in samplers)
 
 
 def dead_worker(error: BaseException) -> DataError | None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
 from trainer_core import Signal, Trainer, TrainingArguments
-from trainer_core.data.loaders import default_data_collator
+from trainer_core.data.collation import default_data_collator
 
 ROWS, EVAL_ROWS = 22, 10
 
