@@ -256,7 +256,7 @@ def test_a_switch_turns_its_section_on_and_off():
 
 
 def test_an_alias_of_a_section_can_warn(caplog):
-    with caplog.at_level(logging.WARNING, "trainer_core.settings.arguments"):
+    with caplog.at_level(logging.WARNING, "trainer_core.settings"):
         args = TrainingArguments(push=True, pusch_strategy="every_save")
         args.replace(seed=1)
     assert args.pusch_strategy == "every_save"

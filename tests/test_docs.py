@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_core import hookspecs
+from trainer_core import SettingsError, TrainingArguments, hookspecs
 
 ROOT = Path(__file__).parent.parent
 PLUGINS_PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -28,3 +28,11 @@ def test_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_mistakes_that_the_readme_shows_read_as_it_shows_them(tmp_path):
+    settings = tmp_path / "train.yaml"
+    settings.write_text("learning_rate: -1.0\n", encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        TrainingArguments.from_file(settings, evaluation_stratgy="epoch")
+    assert str(caught.value).replace(str(settings), "train.yaml") in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -48,7 +48,7 @@ def trainer(tmp_path, monkeypatch):
     )
     members = {
         name: SimpleNamespace(name=name, seconds=spent, failures=0, is_off=False)
-        for name, spent in {"logging": 0.1, "checkpointing": 3.5, "console": 0.3}.items()
+        for name, spent in {"logging": 0.1, "checkpointing": 3.0, "console": 0.3}.items()
     }
     return SimpleNamespace(
         args=TrainingArguments(
@@ -64,9 +64,7 @@ def trainer(tmp_path, monkeypatch):
 
 @pytest.fixture
 def record():
-    return Record(
-        plugin_seconds={"checkpointing": 0.5}, checkpoint=Path("runs/digits/checkpoint-270"), checkpoint_step=270
-    )
+    return Record(checkpoint=Path("runs/digits/checkpoint-270"), checkpoint_step=270)
 
 
 def on_terminal(report, width=100):

@@ -5,6 +5,15 @@
     trainer = Trainer(model=model, args=TrainingArguments("runs/first"), train_dataset=dataset)
     trainer.train()
 
+Where to begin reading:
+
+    phases       the table: which phase follows which, and why in that order
+    loop         six handlers, one a phase, and the walk over the table
+    step         one update: forward, backward, clip, step, schedule
+    hookspecs    every hook that a plugin can listen to or answer
+    bus          who listens, in which order, at what cost
+    trainer      the user's face
+
 Names are imported when they are first used: `import trainer_core` itself costs almost nothing.
 """
 

@@ -127,10 +127,9 @@ def _settings(plugin: type) -> str:
 
 
 def _hooks(plugin: type) -> list[str]:
-    from trainer_core import hookspecs
+    from trainer_core.hookspecs import HOOKS
 
-    known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
-    return [name for name in known if callable(getattr(plugin, name, None))]
+    return [name for name in HOOKS if callable(getattr(plugin, name, None))]
 
 
 if __name__ == "__main__":

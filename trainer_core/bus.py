@@ -24,6 +24,7 @@ from pluggy._manager import PluginValidationError
 
 from trainer_core import hookspecs
 from trainer_core.errors import PluginError, did_you_mean
+from trainer_core.hookspecs import HOOKS
 from trainer_core.ordering import Member, ordered, wished
 
 if TYPE_CHECKING:
@@ -69,16 +70,8 @@ class _Manager(pluggy.PluginManager):
         marked = super().parse_hookimpl_opts(plugin, name)
         if marked is not None:
             return marked
-        is_hook = name.startswith("on_") or name in _SPECS
+        is_hook = name.startswith("on_") or name in HOOKS
         return {} if is_hook and inspect.isroutine(getattr(plugin, name, None)) else None
-
-
-_SPECS: Final[Mapping[str, bool]] = {
-    name: bool(getattr(function, f"{hookspecs.PROJECT}_spec").get("firstresult"))
-    for name, function in vars(hookspecs).items()
-    if hasattr(function, f"{hookspecs.PROJECT}_spec")
-}
-"""Name of each hook, and whether it is asked."""
 
 
 @dataclass(slots=True)
@@ -152,7 +145,7 @@ class Bus:
             PluginError: `before` and `after` form a circle, or two plugins answer one question.
         """
         self.members = {member.name: member for member in ordered(self.members.values())}
-        self._implementations = {hook: self._implementations_of(hook) for hook in _SPECS}
+        self._implementations = {hook: self._implementations_of(hook) for hook in HOOKS}
         self._step_hooks = (self._compile_step_hooks(timed=False), self._compile_step_hooks(timed=True))
         self.is_stale = False
 
@@ -214,7 +207,7 @@ class Bus:
         compiled = tuple(
             Implementation(members[id(impl.plugin)], hook, impl.function, tuple(impl.argnames)) for impl in found
         )
-        if _SPECS[hook] and len(compiled) > 1:
+        if HOOKS[hook] and len(compiled) > 1:
             _refuse_doubled(hook, [implementation.member for implementation in compiled])
         return compiled
 
@@ -284,7 +277,7 @@ class Bus:
 
     def _check(self, plugin: object, name: str) -> None:
         """Raises PluginError for hooks that no specification knows, pluggy's wrappers, and what pluggy passes over."""
-        for hook in _SPECS:
+        for hook in HOOKS:
             value = getattr(plugin, hook, None)
             if callable(value) and not inspect.isroutine(value):
                 raise PluginError(f"plugin {name!r}: {hook} is no method, got {type(value).__name__}. Write a method.")
@@ -295,7 +288,7 @@ class Bus:
                     f"plugin {name!r}: {caller.name} is a hook wrapper. Write a plain hook, ordered by before/after."
                 )
             if caller.spec is None:
-                hint = did_you_mean(caller.name, _SPECS) or f" Hooks are {', '.join(sorted(_SPECS))}."
+                hint = did_you_mean(caller.name, HOOKS) or f" Hooks are {', '.join(sorted(HOOKS))}."
                 raise PluginError(f"plugin {name!r}: there is no hook {caller.name!r}.{hint}")
 
     def _forget(self, plugin: object) -> None:

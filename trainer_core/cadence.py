@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,3 @@ def interval(value: float | None, max_steps: int) -> int:
     if not value:
         return 0
     return max(1, math.ceil(round(max_steps * value, 9))) if value < 1 else int(value)  # 70 * 0.1 is a hair above 7
-
-
-Strategy = Literal["no", "steps", "epoch"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.errors import PluginError, did_you_mean
+from trainer_core.hookspecs import HOOKS
 from trainer_core.phases import Signal
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def adapt(candidate: object, name: str) -> object:
     instance = _made(candidate, name) if isinstance(candidate, type) else candidate
     if is_callback(instance):
         return CallbackPlugin(instance, name)
-    if not any(attribute in _hook_names() for attribute in dir(instance)):
+    if not any(attribute in HOOKS for attribute in dir(instance)):
         raise PluginError(
             f"callbacks: {name!r} is no callback and has no hook, got {type(instance).__name__}. "
             f"Pass a TrainerCallback (class or instance) or an object with methods named like hooks."
@@ -181,12 +182,6 @@ def _refuse_misspelt(callback: object, name: str) -> None:
         if event.startswith("on_") and event not in EVENTS and not any(hasattr(base, event) for base in bases):
             hint = did_you_mean(event, EVENTS) or f" Events are {', '.join(EVENTS)}."
             raise PluginError(f"callback {name!r}: there is no event {event!r}.{hint}")
-
-
-def _hook_names() -> set[str]:
-    from trainer_core import hookspecs
-
-    return {name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
 
 
 def _is_inherited(callback: object, event: str) -> bool:

@@ -6,7 +6,7 @@
     ├── PluginError          (RuntimeError)  a plugin that is broken, misspelt, doubled or in a circle
     ├── DataError            (ValueError)    a dataset, collator or batch that cannot be trained on
     ├── ModelError           (ValueError)    a model that gives no loss, or none at all
-    ├── NonFiniteLossError   (RuntimeError)  a loss that is NaN or infinite
+    ├── NonFiniteLossError   (RuntimeError)  a loss or a gradient that is NaN or infinite
     ├── CheckpointError      (RuntimeError)  a checkpoint that is missing, damaged or of another run
     └── DistributedError     (RuntimeError)  processes that do not see each other
 
@@ -53,7 +53,7 @@ class ModelError(TrainerCoreError, ValueError):
 
 
 class NonFiniteLossError(TrainerCoreError, RuntimeError):
-    """A loss that is NaN or infinite, found before the weights were touched."""
+    """A loss or a gradient that is NaN or infinite, found before the weights were touched."""
 
 
 class CheckpointError(TrainerCoreError, RuntimeError):

@@ -180,3 +180,11 @@ def read_best_model(trainer: Trainer) -> Path | None:
 
     Gives the folder that was loaded.
     """
+
+
+HOOKS: Final[Mapping[str, bool]] = {
+    name: bool(getattr(value, f"{PROJECT}_spec")["firstresult"])
+    for name, value in globals().items()
+    if hasattr(value, f"{PROJECT}_spec")
+}
+"""Name of each hook, and whether it is asked."""

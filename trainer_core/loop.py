@@ -27,7 +27,7 @@ from trainer_core.data.batches import batch_size_of
 from trainer_core.errors import DataError
 from trainer_core.journal import Journal
 from trainer_core.meter import LossMeter
-from trainer_core.phases import LOWERED_ON_ENTRY, Phase, Signal, next_phase
+from trainer_core.phases import LOWERED_ON_ENTRY, Phase, Signal, check_exit, next_phase
 from trainer_core.preparation import prepare
 from trainer_core.snapshot import load_checkpoint
 from trainer_core.state import Request
@@ -95,7 +95,12 @@ class Loop:
                 self.enter(target, signal)
 
     def enter(self, target: Phase, signal: Signal) -> None:
-        """Leaves the phase for `target`, which `signal` decided."""
+        """Leaves the phase for `target`, which `signal` decided.
+
+        Raises:
+            TransitionError: the table has no such exit; the phase is left as it was.
+        """
+        check_exit(self.phase, target)
         self.journal.left(self.phase, self.state.global_step, target, signal, self.raised.get(signal))
         self.phase = target
         if target in LOWERED_ON_ENTRY:
@@ -138,27 +143,6 @@ class Loop:
                 return
             self.stepper.refresh()
             self.batches = self.stream.epoch(state.epochs_done, state.batches_done)
-
-    def close_epoch(self) -> None:
-        """Ends the open epoch and asks for the evaluation that is due at its end."""
-        state = self.state
-        if Signal.STOP not in self.raised or self.epoch_is_used_up:
-            state.epochs_done, state.batches_done = state.epochs_done + 1, 0
-            state.epoch = float(state.epochs_done)
-        state.epoch_is_open = False
-        self.stop_at_the_end()
-        if self.args.eval_strategy == "epoch" and state.epoch >= self.args.eval_delay:
-            self.request(Signal.EVAL, by="eval_strategy", why=f"the end of epoch {state.epoch:g}")
-        self.bus.tell("on_epoch_end", trainer=self.trainer)
-        self.end_epoch(f"epoch {state.epoch:g} is closed")
-
-    def stop_at_the_end(self) -> None:
-        """Asks to stop when the updates of the plan are done, or its epochs, of which some were cut short."""
-        state = self.state
-        if state.global_step >= state.max_steps:
-            self.request(Signal.STOP, by="max_steps", why=f"all {state.max_steps} updates are done")
-        elif state.num_train_epochs and state.epochs_done >= state.num_train_epochs:
-            self.request(Signal.STOP, by="num_train_epochs", why=f"all {state.num_train_epochs} epochs are done")
 
     def step(self) -> None:
         """Does one update: fetch its micro-batches, train, count, tell, and ask for what is due after it."""
@@ -212,6 +196,39 @@ class Loop:
         finish(self.trainer, self)
         self.bus.tell("on_train_end", trainer=self.trainer)
 
+    def close_epoch(self) -> None:
+        """Ends the open epoch and asks for the evaluation that is due at its end."""
+        state, length = self.state, self.stream.num_batches
+        if Signal.STOP not in self.raised or (length is not None and state.batches_done >= length):
+            state.epochs_done, state.batches_done = state.epochs_done + 1, 0
+            state.epoch = float(state.epochs_done)
+        state.epoch_is_open = False
+        self.stop_at_the_end()
+        if self.args.eval_strategy == "epoch" and state.epoch >= self.args.eval_delay:
+            self.request(Signal.EVAL, by="eval_strategy", why=f"the end of epoch {state.epoch:g}")
+        self.bus.tell("on_epoch_end", trainer=self.trainer)
+        self.end_epoch(f"epoch {state.epoch:g} is closed")
+
+    def stop_at_the_end(self) -> None:
+        """Asks to stop when the updates of the plan are done, or its epochs, of which some were cut short."""
+        state = self.state
+        if state.global_step >= state.max_steps:
+            self.request(Signal.STOP, by="max_steps", why=f"all {state.max_steps} updates are done")
+        elif state.num_train_epochs and state.epochs_done >= state.num_train_epochs:
+            self.request(Signal.STOP, by="num_train_epochs", why=f"all {state.num_train_epochs} epochs are done")
+
+    def end_epoch(self, why: str) -> None:
+        """Raises EPOCH_END in the loop's own name."""
+        self.raised.setdefault(Signal.EPOCH_END, Request(Signal.EPOCH_END, "loop", why))
+
+    def end_of_data(self) -> None:
+        """The data of an epoch without a known length is used up."""
+        if self.state.batches_done == 0:
+            raise DataError(
+                "train_dataset: gives no batch. Pass one with at least one sample, or turn dataloader_drop_last off."
+            )
+        self.end_epoch(f"the data of epoch {self.state.epochs_done + 1} is used up")
+
     def request(self, signal: Signal, *, by: str, why: str, interrupt: bool = False, local: bool = False) -> None:
         """Raises `signal` for `by`, because of `why`.
 
@@ -232,10 +249,6 @@ class Loop:
         if signal is Signal.STOP and is_first and not interrupt and not request.is_planned:
             self.state.stopped_by = {"by": by, "why": why}
 
-    def end_epoch(self, why: str) -> None:
-        """Raises EPOCH_END in the loop's own name."""
-        self.raised.setdefault(Signal.EPOCH_END, Request(Signal.EPOCH_END, "loop", why))
-
     def drop_served(self) -> None:
         """Takes back requests for an evaluation or a save that this update already had."""
         state = self.state
@@ -252,36 +265,17 @@ class Loop:
         if self.ranks.max(flag).item():
             for rank, requests in enumerate(self.ranks.gather_objects(self.local_requests)):
                 for request in requests:
-                    self.request(
-                        request.signal, by=f"{request.by} (rank {rank})", why=request.why, interrupt=request.interrupt
-                    )
+                    by = f"{request.by} (rank {rank})"
+                    self.request(request.signal, by=by, why=request.why, interrupt=request.interrupt)
             self.local_requests = []
-
-    def end_of_data(self) -> None:
-        """The data of an epoch without a known length is used up."""
-        if self.state.batches_done == 0:
-            raise DataError(
-                "train_dataset: gives no batch. Pass one with at least one sample, or turn dataloader_drop_last off."
-            )
-        self.end_epoch(f"the data of epoch {self.state.epochs_done + 1} is used up")
 
     def num_samples(self, window: list[Any], is_padded: bool) -> int:
         """Gives how many samples an update trains on, over all ranks and without padding."""
-        if (
-            self.samples_of_full_window
-            and len(window) == self.accumulation
-            and self.state.batches_done != self.stream.num_batches
-        ):
+        is_full = len(window) == self.accumulation and self.state.batches_done != self.stream.num_batches
+        if is_full and self.samples_of_full_window:
             return self.samples_of_full_window
         own = sum(batch_size_of(inputs) for inputs in (window[:-1] if is_padded else window))
         return int(self.ranks.sum_of_numbers(own)[0])
-
-    def close(self) -> None:
-        """Closes the journal and takes what the run left on the optimizer and the model off them."""
-        self.journal.close()
-        if hasattr(self, "stepper"):
-            self.stepper.guard.release()
-            self.stepper.clear_gradients()
 
     def is_padded(self, is_last: bool) -> bool:
         """Tells whether the last micro-batch fetched only keeps this rank in step with the others."""
@@ -295,12 +289,14 @@ class Loop:
         return state.epochs_done + state.batches_done / length
 
     @property
-    def epoch_is_used_up(self) -> bool:
-        """Whether the data of the open epoch is used up."""
-        return self.stream.num_batches is not None and self.state.batches_done >= self.stream.num_batches
-
-    @property
     def is_interrupted(self) -> bool:
         """Whether the run is being cut short, to go on when it is resumed."""
         request = self.raised.get(Signal.STOP)
         return request is not None and request.interrupt
+
+    def close(self) -> None:
+        """Closes the journal and takes what the run left on the optimizer and the model off them."""
+        self.journal.close()
+        if hasattr(self, "stepper"):
+            self.stepper.guard.release()
+            self.stepper.clear_gradients()

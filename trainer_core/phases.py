@@ -90,6 +90,7 @@ LOWERED_ON_ENTRY: Final[Mapping[Phase, Signal]] = {
     Phase.SAVE: Signal.SAVE,
     Phase.EPOCH: Signal.EPOCH_END,
 }
+"""The signal that a phase serves, and so takes back when it is entered."""
 
 
 def next_phase(phase: Phase, raised: Collection[Signal]) -> tuple[Phase, Signal]:

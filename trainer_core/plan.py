@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 LISTED_STEPS: Final = 1000
-"""A longer list of steps is abridged in JSON: its first and last with the count."""
+"""A longer list of steps is abridged in JSON: its first three and its last, with the count."""
 
 
 @dataclass(frozen=True, slots=True)

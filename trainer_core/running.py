@@ -15,7 +15,6 @@ from trainer_core.loop import Loop
 from trainer_core.phases import Phase, Signal
 from trainer_core.process import determinism, own_random_states, tf32
 from trainer_core.state import TrainerState
-from trainer_core.summary import training_row
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -84,10 +83,6 @@ class Running:
             if cause is None:
                 raise
             cause.add_note(f"then {error!r} was {', '.join(error.__notes__)}")
-
-    def training_row(self) -> dict[str, Any]:
-        """Gives loss, gradient norm and learning rate since the last row; on all ranks together."""
-        return training_row(self.trainer, self.loop)
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""How a run ends: the closing row of the log, and the best model."""
+"""The rows that a run logs of its own training, and how it ends: the closing row, and the best model."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from trainer_core.callbacks import TrainerCallback, TrainerControl
 from trainer_core.data.columns import model_columns
 from trainer_core.data.loaders import build_eval_loader, build_train_loader
 from trainer_core.data.reading import BatchStream
+from trainer_core.errors import PluginError
 from trainer_core.evaluate import EvalLoopOutput, EvalPrediction, Evaluation, PredictionOutput, plain
 from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
@@ -39,6 +40,7 @@ from trainer_core.running import Running
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.snapshot import load_run_state, run_state
 from trainer_core.state import Request, TrainerState
+from trainer_core.summary import training_row
 from trainer_core.weights import write_model
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ class Trainer:
         SettingsError: arguments that are missing, unknown or contradict each other; all of them at once.
     """
 
+    train_dataloader: Any = None
+    train_stream: BatchStream
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -117,7 +122,6 @@ class Trainer:
         self.state = TrainerState()
         self.control = TrainerControl()
         self.scaler: torch.amp.GradScaler | None = None
-        self.train_stream: BatchStream
         self.running: Running | None = None
         self.outcome: Outcome = ""
         self.stop_request: Request | None = None
@@ -125,7 +129,6 @@ class Trainer:
         self.loaded_best_from: Path | None = None
         self.train_metrics: dict[str, float] = {}
         self.last_plan: Plan | None = None
-        self.train_dataloader: Any = None
         self.scheduler_step: Callable[[], None] | None = None
         self.waits_for_metric = False
         self.eval_cadence = Cadence("no")
@@ -133,7 +136,7 @@ class Trainer:
         assembly.register_plugins(self, plugins or (), [*(callbacks or ()), *more_callbacks])
         self.bus.tell("on_init_end", trainer=self)
 
-    # Running ---------------------------------------------------------------------------------------------------
+    # Running
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **others: Any) -> TrainOutput:
         """Trains until the plan is done, a plugin stops the run, or it is interrupted.
@@ -220,7 +223,7 @@ class Trainer:
         """Says in words what happened at update `step` of the last run in `output_dir`, and who asked for it."""
         return explain(last_run(self.journal_path), step)
 
-    # Override points: data -------------------------------------------------------------------------------------
+    # Override points: data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Gives the loader of the training data; may be overridden."""
@@ -245,7 +248,7 @@ class Trainer:
             "columns": columns,
         }
 
-    # Override points: optimizer --------------------------------------------------------------------------------
+    # Override points: optimizer
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Makes optimizer and scheduler where there are none; may be overridden."""
@@ -274,7 +277,7 @@ class Trainer:
             self.lr_scheduler = made
         return self.lr_scheduler
 
-    # Override points: steps ------------------------------------------------------------------------------------
+    # Override points: steps
 
     def compute_loss(
         self,
@@ -319,17 +322,17 @@ class Trainer:
         self.state.log_history.append(row)
         self.bus.tell("on_log", trainer=self, logs=row)
 
-    # For plugins -----------------------------------------------------------------------------------------------
+    # For plugins
 
     def request(self, signal: Signal, *, by: str, why: str, interrupt: bool = False, local: bool = False) -> None:
         """Asks the run to evaluate, save or stop at the next boundary; see `Loop.request`."""
         if self.running is None or not self.is_in_train:
-            raise RuntimeError(f"request: {by} asked for {signal.name} while nothing trains. Ask during train().")
+            raise PluginError(f"request: {by} asked for {signal.name} while nothing trains. Ask during train().")
         self.running.loop.request(signal, by=by, why=why, interrupt=interrupt, local=local)
 
     def log_training_row(self) -> None:
         """Logs loss, gradient norm and learning rate since the last such row; on all ranks together."""
-        if self.running is not None and (row := self.running.training_row()):
+        if self.running is not None and (row := training_row(self, self.running.loop)):
             self.log(row)
 
     def add_callback(self, callback: Any) -> None:
@@ -374,7 +377,7 @@ class Trainer:
             write_model(self.model, folder, self.processing_class)
         self.ranks.barrier()
 
-    # What is known ---------------------------------------------------------------------------------------------
+    # What is known
 
     @cached_property
     def accelerator(self) -> Accelerator:

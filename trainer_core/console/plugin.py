@@ -1,13 +1,4 @@
-"""The console: the plan before a run, its progress, and how it ended.
-
-It is a plugin like any other: it can be blocked, and its failure ends no run. It has no step hooks; a clock refreshes
-what is shown from the trainer's counters. Only the main rank shows anything.
-
-    standard output is     shown
-    a terminal             rows that stay, and two live lines below them (`terminal`)
-    a notebook's cell      a table that is brought up to date (`notebook`)
-    a file or a pipe       one line a row, and a sign of life (`plaintext`)
-"""
+"""The plugin: what the console is told of a run, and the display that suits standard output."""
 
 from __future__ import annotations
 
@@ -32,7 +23,6 @@ from trainer_core.phases import Phase
 from trainer_core.settings.section import Section
 
 if TYPE_CHECKING:
-    from trainer_core.plan import Plan
     from trainer_core.settings.arguments import TrainingArguments
     from trainer_core.trainer import Trainer
 
@@ -83,12 +73,6 @@ class Console:
         self._display: Display | None = None
         self._clock: Clock | None = None
 
-    def on_plan(self, trainer: Trainer, plan: Plan) -> None:
-        """Notes what plugins had cost before this run."""
-        if self._display is None:
-            seconds = {name: member.seconds for name, member in trainer.bus.members.items()}
-            self._record = Record(plugin_seconds=seconds)
-
     def on_train_begin(self, trainer: Trainer) -> None:
         """Shows the plan and begins to show progress."""
         if trainer.running is None or not self._is_shown(trainer):
@@ -115,8 +99,10 @@ class Console:
         self._clock.start()
 
     def on_phase(self, phase: Phase) -> None:
-        """Keeps the time of each phase."""
-        if self._display is not None:
+        """Begins the record of a run, and keeps the time of each phase."""
+        if phase is Phase.INIT:
+            self._record = Record()
+        elif self._display is not None:
             self._pace.enter(phase)
 
     def on_log(self, trainer: Trainer, logs: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,6 +21,7 @@ from trainer_core.console.wording import (
     shortened,
 )
 from trainer_core.phases import Phase
+from trainer_core.settings.arguments import DERIVED
 from trainer_core.settings.section import DEFAULT, shown
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
 
 LISTED_SETTINGS: Final = 6
+"""Settings that are listed before the rest is only counted."""
 LEAST_SHARE: Final = 0.005
-"""Of the time of a run, to be named in its account."""
+"""Share of a run's time from which a phase or plugin is named in its account."""
 CURVE_WIDTH: Final = 40
+"""Characters of the loss curve."""
 LONGEST_ERROR: Final = 200
+"""Characters of an error's first line."""
 
 Mood = Literal["plain", "good", "pause", "bad"]
 MARKS: Final[Mapping[Mood, str]] = {"plain": "", "good": "✓ ", "pause": "■ ", "bad": "✗ "}
@@ -57,14 +61,12 @@ class Record:
 
     Attributes:
         first_step: updates that were done before it.
-        plugin_seconds: time of each plugin before it.
         checkpoint: the newest checkpoint that the run wrote or came from.
         checkpoint_step: the update that it holds.
         error: what ended the run.
     """
 
     first_step: int = 0
-    plugin_seconds: Mapping[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None
     checkpoint_step: int = -1
     error: BaseException | None = None
@@ -95,7 +97,7 @@ def settings_in_words(args: TrainingArguments) -> str:
 
 def _given(args: TrainingArguments) -> Iterator[tuple[str, object, str]]:
     for name, source in args.sources.items():
-        if source == DEFAULT or source.startswith("follows from ") or name == "output_dir":
+        if source == DEFAULT or source.startswith(DERIVED) or name == "output_dir":
             continue
         section, _, field_name = name.partition(".")
         if name in type(args).model_fields:
@@ -117,7 +119,7 @@ def closing(trainer: Trainer, record: Record, *, levels: str) -> Report:
         levels: characters of the loss curve.
     """
     headline, mood = _outcome(trainer, record)
-    lines = [*_results(trainer, levels), *_troubles(trainer), *_times(trainer, record)]
+    lines = [*_results(trainer, levels), *_troubles(trainer), *_times(trainer)]
     if record.checkpoint is not None:
         lines.append(("checkpoint", path_text(record.checkpoint)))
     if resume := resume_call(trainer, record):
@@ -208,14 +210,12 @@ def _troubles(trainer: Trainer) -> Iterator[tuple[str, str]]:
             yield "trouble", f"{member.name} failed {member.failures} times, {end}"
 
 
-def _times(trainer: Trainer, record: Record) -> Iterator[tuple[str, str]]:
+def _times(trainer: Trainer) -> Iterator[tuple[str, str]]:
     assert trainer.running is not None
     spent = trainer.running.loop.journal.seconds
     total = sum(spent.values())
     yield "phases", _shares([(phase.value, spent[phase]) for phase in Phase if phase in spent], total)
-    members = trainer.bus.members.values()
-    plugins = [(member.name, member.seconds - record.plugin_seconds.get(member.name, 0.0)) for member in members]
-    if plugins:
+    if plugins := [(member.name, member.seconds) for member in trainer.bus.members.values()]:
         yield "plugins", _shares(sorted(plugins, key=lambda plugin: -plugin[1]), total)
 
 

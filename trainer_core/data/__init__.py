@@ -3,5 +3,5 @@
     dataset ── columns ── fetching or streaming (with collation, under seeding) ── DataLoader ── reading ── the loop
                                sampling ─┘
 
-A loader is a plain torch DataLoader whose dataset gives whole batches; the loop reads it through `stream`.
+`loaders` puts these together into a plain torch DataLoader; the loop reads it through `reading.stream`.
 """

@@ -16,7 +16,7 @@ def batch_size_of(batch: Any) -> int:
     """Gives the samples of a batch: the first dimension of its first tensor that has one.
 
     Raises:
-        DataError: The batch has no such tensor.
+        DataError: the batch has no such tensor.
     """
     size = _size_of(batch)
     if size is None:
@@ -34,8 +34,8 @@ def count_targets(batch: Any, label_names: Sequence[str] = ("labels",), *, shift
 
     Args:
         batch: A mapping, or a tuple `(inputs, labels)`.
-        label_names: Names under which a mapping may hold labels.
-        shifted: Leave out the first position, which a causal language model has no prediction for.
+        label_names: names under which a mapping may hold labels.
+        shifted: leave out the first position, which a causal language model has no prediction for.
 
     Returns:
         A number for labels on the CPU; a 0-dim tensor on an accelerator, which is not waited for.

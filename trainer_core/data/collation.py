@@ -36,7 +36,7 @@ def default_data_collator(features: list[Any]) -> Any:
     `label` or `label_ids` becomes `labels`; a key that is None in every sample is left out.
 
     Raises:
-        DataError: Samples of a batch differ in shape, type or keys; names the key.
+        DataError: samples of a batch differ in shape, type or keys; names the key.
     """
     return _stacked(features, "")
 

@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 from trainer_core.data.collation import Collate
 from trainer_core.errors import DataError
 
-_logger = logging.getLogger("trainer_core.data")
+logger = logging.getLogger("trainer_core.data")
 
 _LABELS: Final = ("label", "label_ids", "labels")  # what collators make `labels` of
 
@@ -35,9 +35,9 @@ class ModelColumns:
     """What a model's `forward` takes.
 
     Attributes:
-        parameters: Names of the parameters of `forward`.
-        labels: Columns that are labels and are kept whatever `forward` takes.
-        anything: Whether `forward` takes any column by `**kwargs`.
+        parameters: names of the parameters of `forward`.
+        labels: columns that are labels and are kept whatever `forward` takes.
+        anything: whether `forward` takes any column by `**kwargs`.
     """
 
     parameters: tuple[str, ...]
@@ -48,7 +48,7 @@ class ModelColumns:
         """Gives the columns that the model does not take.
 
         Raises:
-            DataError: It takes none of them.
+            DataError: it takes none of them.
         """
         names = list(names)
         if self.anything:
@@ -89,7 +89,7 @@ def drop_unused_columns(
     they are collated; samples of other kinds pass as they are.
 
     Raises:
-        DataError: Nothing is left.
+        DataError: nothing is left.
     """
     if columns.anything:
         return dataset, collate
@@ -140,7 +140,7 @@ def sample_lengths(dataset: Any, length_column: str | None) -> list[int]:
     A `datasets.Dataset` is asked for one column; of other datasets every sample is read once.
 
     Raises:
-        DataError: The samples have neither.
+        DataError: the samples have neither.
     """
     if isinstance(dataset, ColumnarDataset) and hasattr(dataset, "__getitem__"):
         names = dataset.column_names or []
@@ -170,7 +170,7 @@ def _lengthless(got: str, length_column: str | None) -> DataError:
 
 
 def _tell(unused: list[str], columns: ModelColumns, purpose: str) -> None:
-    _logger.info(
+    logger.info(
         "%s data: dropped columns %s, which forward(%s) does not take. Keep them with remove_unused_columns=False.",
         purpose,
         unused,

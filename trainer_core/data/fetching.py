@@ -28,10 +28,10 @@ class BatchFetcher(Dataset[Any]):
     """A map-style dataset with its collator: takes `BatchIndices`, gives the batch.
 
     Args:
-        dataset: The user's dataset.
-        collate: Makes a batch of samples.
-        seed: Together with epoch and index it gives what a sample draws.
-        rank: This rank; ranks draw differently in the collator.
+        dataset: the user's dataset.
+        collate: makes a batch of samples.
+        seed: together with epoch and index it gives what a sample draws.
+        rank: this rank; ranks draw differently in the collator.
         training: False for evaluation, which draws other numbers.
     """
 

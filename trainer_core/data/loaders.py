@@ -1,9 +1,6 @@
-"""Dataloaders of a run.
+"""Building: the loader of this rank's training or evaluation data, from a dataset, a collator and the settings.
 
-    dataset ── columns ── fetching or streaming (with collation, under seeding) ── DataLoader ── reading ── the loop
-                               sampling ─┘
-
-A loader is a plain torch DataLoader whose dataset gives whole batches; the loop reads it through `stream`.
+A loader is a plain torch DataLoader whose dataset gives whole batches.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from trainer_core.errors import DataError
 if TYPE_CHECKING:
     from trainer_core.settings.arguments import TrainingArguments
 
-_logger = logging.getLogger("trainer_core.data")
+logger = logging.getLogger("trainer_core.data")
 
 
 def build_train_loader(
@@ -41,16 +38,16 @@ def build_train_loader(
     """Builds the loader of this rank's training micro-batches.
 
     Args:
-        dataset: Map-style, or iterable.
-        collate: Makes a batch of samples.
-        args: The settings.
-        device: Where training happens; memory is pinned for an accelerator only.
-        world_size: Ranks that share the dataset.
-        rank: This rank.
-        columns: What the model takes; other columns are dropped unless `remove_unused_columns` is off.
+        dataset: map-style, or iterable.
+        collate: makes a batch of samples.
+        args: the settings.
+        device: where training happens; memory is pinned for an accelerator only.
+        world_size: ranks that share the dataset.
+        rank: this rank.
+        columns: what the model takes; other columns are dropped unless `remove_unused_columns` is off.
 
     Raises:
-        DataError: The dataset is empty, cannot be indexed or measured, or has no column that the model takes.
+        DataError: the dataset is empty, cannot be indexed or measured, or has no column that the model takes.
     """
     grouped = args.train_sampling_strategy == "group_by_length"
     if _is_stream(dataset):
@@ -91,7 +88,7 @@ def build_eval_loader(
     They are `sampling.eval_rows`; of a dataset without a length, every `world_size`-th row from row `rank` on.
 
     Raises:
-        DataError: The dataset is empty, cannot be indexed, or has no column that the model takes.
+        DataError: the dataset is empty, cannot be indexed, or has no column that the model takes.
     """
     if _is_stream(dataset):
         return _stream_loader(dataset, collate, args, device, world_size, rank, columns, training=False)
@@ -128,7 +125,7 @@ def _stream_loader(
     )
     workers = min(args.dataloader_num_workers, 1)
     if workers < args.dataloader_num_workers:
-        _logger.warning(
+        logger.warning(
             "dataloader_num_workers: a dataset without a length is read by 1 worker, got %d. More would change its "
             "order or read it several times over.",
             args.dataloader_num_workers,

@@ -49,8 +49,8 @@ def stream(loader: Iterable[Any], *, seed: int = 0) -> BatchStream:
     """Gives the stream of any loader: our own, a user's DataLoader, or whatever gives batches when iterated.
 
     Args:
-        loader: The loader.
-        seed: What the sampler of a user's own DataLoader draws follows from it and the epoch.
+        loader: the loader.
+        seed: what the sampler of a user's own DataLoader draws follows from it and the epoch.
     """
     if type(loader) is DataLoader and isinstance(loader.dataset, BatchFetcher):
         return _MapStream(loader)

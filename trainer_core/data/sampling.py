@@ -11,7 +11,7 @@ Evaluation rows are dealt without padding and without shuffling: rank r reads on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,21 @@ from torch.utils.data import Sampler
 
 from trainer_core.data.seeding import Purpose, mix
 from trainer_core.errors import DataError
+from trainer_core.settings.options import SamplingStrategy
 
-SamplingStrategy = Literal["random", "sequential", "group_by_length"]
 Rows = npt.NDArray[np.int64]
 
-MEGABATCH: Final = 50  # global micro-batches that are sorted by length together
+MEGABATCH: Final = 50
+"""Global micro-batches that are sorted by length together."""
 
 
 class BatchIndices(list[int]):
     """The rows of one micro-batch, with its place in the run.
 
     Attributes:
-        rows: The same rows as an array, for indexing tensors without a conversion.
-        epoch: Epoch the micro-batch belongs to, from 0.
-        number: Place in its epoch, from 0.
+        rows: the same rows as an array, for indexing tensors without a conversion.
+        epoch: epoch the micro-batch belongs to, from 0.
+        number: place in its epoch, from 0.
     """
 
     __slots__ = ("epoch", "number", "rows")
@@ -48,21 +49,43 @@ class BatchIndices(list[int]):
         return type(self), (self.rows, self.epoch, self.number)
 
 
-class EpochOrder(Sampler[list[int]]):
+class _Order(Sampler[list[int]]):
+    """Micro-batches of one rank, from any position of any epoch."""
+
+    num_batches: int
+    _epoch = 0
+    _start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Makes the next iteration give `epoch` from micro-batch `start` on."""
+        self._epoch = epoch
+        self._start = start
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches(self._epoch, self._start)  # bound now, not when the first batch is asked for
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
+        raise NotImplementedError
+
+
+class EpochOrder(_Order):
     """The micro-batches of one rank, for use as a `batch_sampler`.
 
     Args:
-        length: Samples in the dataset.
-        batch_size: Samples a micro-batch on one rank.
-        seed: Together with the epoch it gives the order.
+        length: samples in the dataset.
+        batch_size: samples a micro-batch on one rank.
+        seed: together with the epoch it gives the order.
         strategy: `random`, `sequential`, or `group_by_length`.
-        lengths: Length of every sample; needed by `group_by_length`.
-        world_size: Ranks that share the dataset.
-        rank: This rank.
-        drop_last: Whether to leave out the short tail of an epoch.
+        lengths: length of every sample; needed by `group_by_length`.
+        world_size: ranks that share the dataset.
+        rank: this rank.
+        drop_last: whether to leave out the short tail of an epoch.
 
     Raises:
-        DataError: The dataset is empty, or `drop_last` leaves nothing of it.
+        DataError: the dataset is empty, or `drop_last` leaves nothing of it.
     """
 
     def __init__(
@@ -100,19 +123,6 @@ class EpochOrder(Sampler[list[int]]):
         share = tail_share(self._tail, world_size, rank) if self._tail else range(0)
         self.num_rows: int = length // window * batch_size + len(share)
         """Samples an epoch on this rank, padding included."""
-        self._epoch = 0
-        self._start = 0
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Makes the next iteration give `epoch` from micro-batch `start` on."""
-        self._epoch = epoch
-        self._start = start
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._batches(self._epoch, self._start)  # bound now, not when the first batch is asked for
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         order, window, size = self.order(epoch), self._window, self._batch_size
@@ -136,8 +146,8 @@ class EpochOrder(Sampler[list[int]]):
         return order
 
 
-class EvalOrder(Sampler[list[int]]):
-    """The evaluation micro-batches of one rank: its rows in sequence, none left out."""
+class EvalOrder(_Order):
+    """The evaluation micro-batches of one rank: its rows in sequence, none left out, the same in every epoch."""
 
     def __init__(self, rows: range, batch_size: int) -> None:
         self.rows = rows
@@ -148,19 +158,6 @@ class EvalOrder(Sampler[list[int]]):
         """Micro-batches of this rank; ranks may differ."""
         self.last_is_padding: bool = False
         """Never: evaluation has no padding."""
-        self._epoch = 0
-        self._start = 0
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Makes the next iteration begin with micro-batch `start`; the rows are those of every epoch."""
-        self._epoch = epoch
-        self._start = start
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._batches(self._epoch, self._start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         order = np.arange(self.rows.start, self.rows.stop, dtype=np.int64)
@@ -179,7 +176,7 @@ def restore_order(counts: Sequence[int]) -> Rows:
     """Gives the index that puts rows dealt one by one (row i to rank i % W) back into the order of the dataset.
 
     Args:
-        counts: Rows that each rank evaluated, in the order of ranks.
+        counts: rows that each rank evaluated, in the order of ranks.
 
     Returns:
         Row numbers for `joined[restore_order(counts)]`, where `joined` has the ranks' rows one rank after another.

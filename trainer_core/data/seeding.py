@@ -49,7 +49,7 @@ class Purpose(IntEnum):
 
 
 def mix(seed: int, *parts: int) -> int:
-    """Gives 63 well-mixed bits of the numbers (the finaliser of SplitMix64, Steele et al. 2014, for each)."""
+    """Gives 63 well-mixed bits of the numbers (the finalizer of SplitMix64, Steele et al. 2014, for each)."""
     value = seed & _MASK
     for part in parts:
         value = (value + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK
@@ -200,7 +200,7 @@ class Lending:
     """Lends the global random states to user code, batch by batch.
 
     Args:
-        seed_all: Seed every generator from the first batch on, for code that cannot be asked for a batch twice.
+        seed_all: seed every generator from the first batch on, for code that cannot be asked for a batch twice.
     """
 
     def __init__(self, *, seed_all: bool = False) -> None:

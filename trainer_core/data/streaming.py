@@ -33,13 +33,13 @@ class SampleStream(IterableDataset[Any]):
     """An iterable dataset with its collator: gives the batches of one rank.
 
     Args:
-        dataset: The user's dataset; told the epoch when it has `set_epoch`.
-        collate: Makes a batch of samples.
-        batch_size: Samples a micro-batch on one rank.
-        seed: Together with epoch and item number it gives what an item draws.
-        world_size: Ranks that share the stream.
-        rank: This rank.
-        drop_last: Whether to leave out the short tail of an epoch.
+        dataset: the user's dataset; told the epoch when it has `set_epoch`.
+        collate: makes a batch of samples.
+        batch_size: samples a micro-batch on one rank.
+        seed: together with epoch and item number it gives what an item draws.
+        world_size: ranks that share the stream.
+        rank: this rank.
+        drop_last: whether to leave out the short tail of an epoch.
         training: False for evaluation.
     """
 

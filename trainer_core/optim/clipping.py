@@ -1,7 +1,7 @@
 """Gradient clipping by total norm, equal to torch's to the bit and cheaper.
 
 `torch.nn.utils.clip_grad_norm_` walks and groups the parameters at every call, and multiplies by 1.0 where nothing
-is to be clipped, since on an accelerator a test would cost a synchronisation. Here the walk is done once, and on a
+is to be clipped, since on an accelerator a test would cost a synchronization. Here the walk is done once, and on a
 CPU, where reading the norm is free, the gradients are left alone when the limit is clearly kept.
 """
 

@@ -1,4 +1,4 @@
-"""Optimisers by name, their parameter groups, and the calls on them that a run makes.
+"""Optimizers by name, their parameter groups, and the calls on them that a run makes.
 
 torch decorates `Optimizer.add_param_group`, `state_dict`, `load_state_dict` and `step` so that the compiler leaves
 them alone; the first call of any imports `torch._dynamo` (1.1 s of CPU, 70 MB). The functions here call what is
@@ -75,12 +75,12 @@ NORM_LAYERS: Final = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.LocalResponseNorm,
-    nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm, lazy and synchronised ones too
+    nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm, lazy and synchronized ones too
 )
 
 
 def decay_parameter_names(model: nn.Module) -> list[str]:
-    """Gives the names of the parameters that decay: all but biases and those of normalisation layers."""
+    """Gives the names of the parameters that decay: all but biases and those of normalization layers."""
     spared = {id(p) for module in model.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
     return [name for name, p in model.named_parameters() if "bias" not in name and id(p) not in spared]
 
@@ -91,7 +91,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Gives the groups to optimise: parameters that decay, then those that do not; an empty group is left out.
+    """Gives the groups to optimize: parameters that decay, then those that do not; an empty group is left out.
 
     Without `weight_decay` nothing tells the two apart and there is one group, in the model's order: a group more
     costs a step 11 us. Frozen parameters are left out, shared ones stand once.
@@ -205,10 +205,10 @@ def construct_optimizer(
         constructor: Callable[..., SomeOptimizer] = build
         return constructor(groups, **options)
     optimizer = build.__new__(build)
-    initialise: Callable[..., None] = build.__init__
+    initialize: Callable[..., None] = build.__init__
     optimizer.__dict__["add_param_group"] = MethodType(plain, optimizer)
     try:
-        initialise(optimizer, groups, **options)
+        initialize(optimizer, groups, **options)
     finally:
         del optimizer.__dict__["add_param_group"]
     return optimizer

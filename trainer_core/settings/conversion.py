@@ -48,7 +48,7 @@ def as_json_would(value: object, annotation: Any) -> object:
     """Gives what strict validation of JSON makes of `value`: a list of a tuple, a path of text.
 
     Raises:
-        ValueError: nothing.
+        ValueError: JSON has no such value, or it does not fit the type.
     """
     try:
         return _adapter(annotation).validate_json(json.dumps(value), strict=True)

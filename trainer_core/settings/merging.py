@@ -25,7 +25,7 @@ from trainer_core.settings.conversion import Kind, as_switch, converted, plain
 from trainer_core.settings.section import Given, Section, problem
 from trainer_core.settings.vocabulary import CORE, Place, Vocabulary
 
-logger = logging.getLogger("trainer_core.settings.arguments")
+logger = logging.getLogger("trainer_core.settings")
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     # core
     "past_index": ("is gone: outputs are never fed back as inputs", "Keep such memory in the model's forward."),
     "use_cache": ("is the model's: its configuration is never written", "Set model.config.use_cache."),
-    # optimiser
+    # optimizer
     "optim_target_modules": (
         "needs an optimizer of another package",
         "Build it over the modules you want and pass optimizers=(optimizer, None) to Trainer.",

@@ -91,7 +91,7 @@ class Options(BaseModel):
 
 
 class CoreOptions(Options):
-    """How long to train, from which seed, and what to do with a loss that is no number."""
+    """How long to train, from which seed, and what to do with a loss that is not finite."""
 
     group: ClassVar[str] = "core"
 
@@ -110,7 +110,7 @@ class CoreOptions(Options):
     label_smoothing_factor: Share = 0.0
     """Share of a target's weight that is spread over all classes; 0 for none."""
     nan_policy: Literal["stop", "skip", "ignore"] = "stop"
-    """What a NaN or infinite loss does: ends the run, skips the step, or nothing."""
+    """What a NaN or infinite loss or gradient does: ends the run, skips the step, or nothing."""
     average_tokens_across_devices: bool = True
     """Whether targets are counted over all ranks, so that each weighs the same in the loss."""
     torch_empty_cache_steps: Count | None = None

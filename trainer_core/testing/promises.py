@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
-from trainer_core import hookspecs
 from trainer_core.bus import Bus
 from trainer_core.errors import PluginError, SettingsError
+from trainer_core.hookspecs import HOOKS
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.settings.section import Section
 from trainer_core.testing.leftovers import differences, model_marks, open_files, process_marks
@@ -73,10 +73,9 @@ def _hooks(subject: Subject) -> Iterator[str]:
         return
     if not bus.hooks_of(subject.name):
         yield "has no hook. Name a method like one of those in trainer_core.hookspecs."
-    known = [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")]
     for name in dir(subject.plugin_type):
-        close = get_close_matches(name, known, n=1, cutoff=0.85)
-        if close and name not in known and not name.startswith("_"):
+        close = get_close_matches(name, HOOKS, n=1, cutoff=0.85)
+        if close and name not in HOOKS and not name.startswith("_"):
             yield f"its method {name!r} is no hook. Did you mean {close[0]!r}? Else give it a leading underscore."
 
 

@@ -34,7 +34,7 @@ class Checkpointing:
         self._to_restore: dict[str, Any] | None = None
         self._has_opened = False
 
-    # When ------------------------------------------------------------------------------------------------------
+    # When
 
     def on_plan(self, trainer: Trainer, plan: Plan) -> None:
         """Adds the saves and the disk they take."""
@@ -88,7 +88,7 @@ class Checkpointing:
             value = f"{state.best_metric:.6g}"
             trainer.request(Signal.SAVE, by=by, why=f"new best {best_metric_name(trainer)} {value}")
 
-    # What ------------------------------------------------------------------------------------------------------
+    # What
 
     def write_checkpoint(self, trainer: Trainer) -> Path:
         """Writes a checkpoint and then deletes those beyond the limit; saving draws no random number of the run."""
