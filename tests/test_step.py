@@ -488,3 +488,60 @@ def test_gradients_are_dropped_after_an_update(tmp_path):
     run = trained(tmp_path, Classifier(), pairs(8), given={"plugins": [plugin]})
     assert len(plugin.kept) == 2
     assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+class Bare(nn.Module):
+    """Gives logits only; whoever trains it computes the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Objective:
+    """A plugin that answers for the batches it is asked about while `answers`."""
+
+    def __init__(self, answers=True):
+        self.answers = answers
+
+    def compute_loss(self, trainer, model, inputs):
+        if not self.answers:
+            return None
+        x, labels = inputs
+        return 2 * nn.functional.cross_entropy(model(x), labels)
+
+
+def test_a_plugin_computes_the_loss_of_training_and_evaluation(tmp_path):
+    data = TensorDataset(torch.randn(8, 4), torch.randint(0, 3, (8,)))
+    trainer = trainer_for(tmp_path, Bare(), data, given={"plugins": [Objective()], "eval_dataset": data})
+    trainer.train()
+    loss = 2 * nn.functional.cross_entropy(trainer.model(data.tensors[0]), data.tensors[1])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert trainer.predict(data).predictions.shape == (8, 3)
+
+
+def test_a_plugin_that_does_not_answer_leaves_the_loss_to_the_model(tmp_path):
+    torch.manual_seed(0)
+    asked = trainer_for(tmp_path / "a", Classifier(), pairs(8), given={"plugins": [Objective(answers=False)]})
+    asked.train()
+    torch.manual_seed(0)
+    alone = trainer_for(tmp_path / "b", Classifier(), pairs(8))
+    alone.train()
+    assert torch.equal(weights_of(asked.model), weights_of(alone.model))
+
+
+def test_running_out_of_memory_while_weights_are_updated_is_not_tried_again(tmp_path):
+    class Full:
+        calls = 0
+
+        def on_optimizer_step(self, trainer):
+            Full.calls += 1
+            raise MemoryError("no memory left")
+
+    trainer = trainer_for(tmp_path, Classifier(), pairs(8), auto_find_batch_size=True, given={"plugins": [Full()]})
+    with pytest.raises(MemoryError, match="no memory left"):
+        trainer.train()
+    assert Full.calls == 1

@@ -35,8 +35,18 @@ def _loss_without_precision(trainer: Trainer, model: torch.nn.Module) -> Criteri
         if trainer.compute_loss_takes_count:
             return lambda inputs, count: trainer.compute_loss(model, inputs, num_items_in_batch=count)
         return lambda inputs, count: trainer.compute_loss(model, inputs)
-    if trainer.bus.listens("compute_loss"):
-        return lambda inputs, count: trainer.bus.ask("compute_loss", trainer=trainer, model=model, inputs=inputs)
+    own = _loss_of_arguments(trainer, model)
+    if not trainer.bus.listens("compute_loss"):
+        return own
+
+    def asked(inputs: Any, count: Count | None) -> torch.Tensor:
+        answer = trainer.bus.ask("compute_loss", trainer=trainer, model=model, inputs=inputs)
+        return own(inputs, count) if answer is None else answer
+
+    return asked
+
+
+def _loss_of_arguments(trainer: Trainer, model: torch.nn.Module) -> Criterion:
     if trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor > 0:
         return lambda inputs, count: loss_and_outputs(trainer, model, inputs, count)[0]
     if takes_count(trainer.model):

@@ -78,15 +78,24 @@ class Evaluation:
         prefix: of the metric keys.
         loss_only: do not keep predictions.
         ignore_keys: outputs to leave out.
+        is_told: plugins hear of each batch.
     """
 
-    def __init__(self, trainer: Trainer, prefix: str, *, loss_only: bool, ignore_keys: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        prefix: str,
+        *,
+        loss_only: bool,
+        ignore_keys: Sequence[str] | None,
+        is_told: bool = True,
+    ) -> None:
         self.trainer = trainer
         self.args = trainer.args
         self.ranks = trainer.ranks
         self.prefix = prefix
         self.loss_only = loss_only
-        self.is_told = True
+        self.is_told = is_told
         self.ignore_keys = list(ignore_keys) if ignore_keys is not None else None
         self.streams_metrics = self.args.batch_eval_metrics and trainer.compute_metrics is not None and not loss_only
         self.loss_sum: Any = 0.0

@@ -90,7 +90,7 @@ class Guard:
             more = int(self._num_bad.item()) - 1
             self._first_bad_step.fill_(math.inf)
             self._num_bad.zero_()
-            self._report(int(first_bad_step), "loss", math.nan, more)
+            self._report(int(first_bad_step), "loss or its gradient", "NaN or infinity", more)
 
     def release(self) -> None:
         """Takes the verdict off the optimizer."""
@@ -105,7 +105,7 @@ class Guard:
         self._num_bad = self._num_bad + is_bad
         self.optimizer.found_inf = self._verdict  # type: ignore[attr-defined] # torch's protocol with GradScaler
 
-    def _report(self, step: int, what: str, value: float, more: int = 0) -> None:
+    def _report(self, step: int, what: str, value: float | str, more: int = 0) -> None:
         if self.policy == "skip":
             self.num_skipped += 1 + more
             also = f", as are {more} after it" if more else ""

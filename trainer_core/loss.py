@@ -147,6 +147,9 @@ def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: tor
     Raises:
         ModelError: there is no loss, or no labels to compute it with.
     """
+    asked = trainer.bus.ask("compute_loss", trainer=trainer, model=model, inputs=inputs)
+    if asked is not None:
+        return asked, call_model(model, _fitting(model, inputs, trainer.label_names))
     factor = trainer.args.label_smoothing_factor
     if trainer.compute_loss_func is None and not factor:
         more = {"num_items_in_batch": count} if count is not None and takes_count(trainer.model) else {}
@@ -162,6 +165,17 @@ def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: tor
             "label_smoothing_factor: needs one label tensor in the batch. Set it to 0, or set label_names."
         )
     return smoothed_loss(outputs, labels, factor, shifted=trainer.is_shifted), outputs
+
+
+def _fitting(model: nn.Module, inputs: Any, label_names: tuple[str, ...]) -> Any:
+    """Gives what a model whose loss is computed by others takes of a batch: labels only if it has a place for them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if isinstance(inputs, Mapping):
+        known = {parameter.name for parameter in parameters}
+        return {name: value for name, value in inputs.items() if name in known or name not in label_names}
+    if isinstance(inputs, tuple | list) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return tuple(inputs[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)])
+    return inputs
 
 
 def split_labels(inputs: Any, label_names: tuple[str, ...]) -> tuple[Any, Any]:

@@ -91,6 +91,11 @@ def plan_of(trainer: Trainer, arithmetic: Arithmetic | None = None) -> Plan:
         num_train_epochs=arithmetic.num_train_epochs,
         max_steps=arithmetic.max_steps,
     )
+    if args.auto_find_batch_size and plan.world_size > 1:
+        plan.contradict(
+            f"auto_find_batch_size: works with one process, got {plan.world_size}: a rank that runs out of memory "
+            f"would leave the others waiting. Lower per_device_train_batch_size and raise gradient_accumulation_steps."
+        )
     _add_last_update(plan)
     _add_unknowns(plan)
     _add_evaluations(trainer, plan)

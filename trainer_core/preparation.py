@@ -29,16 +29,10 @@ def prepare(trainer: Trainer) -> None:
         SettingsError: the settings contradict each other, the model or the data; all contradictions at once.
     """
     check_data(trainer)
-    if trainer.args.auto_find_batch_size and trainer.ranks.world_size > 1:
-        raise SettingsError(
-            [
-                f"auto_find_batch_size: works with one process, got {trainer.ranks.world_size}: a rank that runs out "
-                f"of memory would leave the others waiting. Lower per_device_train_batch_size, and raise "
-                f"gradient_accumulation_steps for the same step."
-            ]
-        )
     if trainer.model_init is not None:
         trainer.model = new_model(trainer)
+        vars(trainer).pop("is_shifted", None)  # what was known of the model before
+        vars(trainer).pop("label_names", None)
         trainer.optimizer, trainer.lr_scheduler = None, None  # type: ignore[assignment] # made anew below
     place(trainer)
     trainer.train_dataloader = trainer.get_train_dataloader()

@@ -15,7 +15,8 @@ import torch
 def own_random_states(seed: int) -> Iterator[None]:
     """Seeds python, numpy and torch for a run and puts the caller's random states back after it."""
     python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)

@@ -48,8 +48,8 @@ def _names_for(trainer: Trainer, dataset: Any, prefix: str) -> set[str] | None:
         return None
     try:
         with own_random_states(trainer.args.seed):
-            rehearsed = Evaluation(trainer, prefix, loss_only=trainer.compute_metrics is None, ignore_keys=None)
-            rehearsed.is_told = False
+            loss_only = trainer.compute_metrics is None
+            rehearsed = Evaluation(trainer, prefix, loss_only=loss_only, ignore_keys=None, is_told=False)
             return set(rehearsed.run(trainer.get_eval_dataloader(few)).metrics)
     except Exception as error:
         logger.debug("the metrics of an evaluation are not known before training, a rehearsal gave %r", error)

@@ -26,7 +26,6 @@ from trainer_core.guard import Guard, can_judge_on_device
 from trainer_core.loss import (
     Count,
     check_loss,
-    is_shifted,
     takes,
     takes_count,
 )
@@ -61,9 +60,9 @@ class Stepper:
         self.parts = 1
         self.is_checked = False
         self.count: Count | None = None
-        self.weight: Weight = _WHOLE
+        self.weight: Weight | None = None
         self.label_names = trainer.label_names
-        self.is_shifted = is_shifted(trainer.model)
+        self.is_shifted = trainer.is_shifted
         self.gives_count = (
             trainer.compute_loss_takes_count or trainer.compute_loss_func is not None or takes_count(trainer.model)
         )
@@ -78,7 +77,7 @@ class Stepper:
         self.training_step_takes_count = takes(trainer.training_step, "num_items_in_batch")
         self.empty_cache_steps = self.args.torch_empty_cache_steps if self.moves else None
         if self.args.auto_find_batch_size:
-            self.update = self.update_in_parts  # type: ignore[method-assign] # decided once, not in every update
+            self.accumulate = self.accumulate_in_parts  # type: ignore[method-assign] # decided once, not in every update
         self.refresh()
 
     def refresh(self) -> None:
@@ -102,13 +101,17 @@ class Stepper:
         Raises:
             NonFiniteLossError: the loss is not finite and the policy is to stop; the weights are untouched.
         """
+        self.apply(self.accumulate(window, hooks, is_padded=is_padded), hooks, step)
+
+    def accumulate(self, window: Sequence[Any], hooks: StepHooks, *, is_padded: bool) -> Value:
+        """Goes forward and backward with the micro-batches of an update; gives this rank's share of its loss."""
         weights = self.weigh(window, is_padded=is_padded)
         total: Value = 0.0
         last = len(window) - 1
         for index, inputs in enumerate(window):
             if weights is not None:
                 self.weight = weights[index]
-                if self.is_alone and self.weight is _NONE:
+                if self.is_alone and _is_nothing(self.weight):
                     continue  # a micro-batch without targets has no loss
             if self.moves:
                 inputs = to_device(inputs, self.device)
@@ -120,7 +123,7 @@ class Stepper:
                 total += self.learn_as_overridden(inputs)
             if index < last and hooks.on_substep_end is not None:
                 hooks.on_substep_end(self.trainer)
-        self.apply(total, hooks, step)
+        return total
 
     def learn(self, loss: torch.Tensor) -> Value:
         """Adds the weighted gradient of a micro-batch's loss; gives its share of the update's loss on this rank."""
@@ -128,17 +131,17 @@ class Stepper:
             check_loss(loss)
             self.is_checked = True
         weight = self.weight
-        if weight is _NONE:
+        if _is_nothing(weight):
             return self.learn_nothing(loss)
         if self.count is not None and self.count.was_used:
             self.count.was_used = False  # the loss is a share of the update's already
             weight = float(self.spread)
         value: Value = loss.item() if self.reads_now else loss.detach()
-        if weight is not _WHOLE:
+        if weight is not None:
             value = value * weight / self.ranks.world_size
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        if weight is _WHOLE:
+        if weight is None:
             loss.backward()  # type: ignore[no-untyped-call] # torch's own
         else:
             (loss * weight).backward()  # type: ignore[no-untyped-call] # backward(gradient=…) would import sympy
@@ -200,7 +203,7 @@ class Stepper:
         Sets `count`, the number of targets of the update, for losses that ask for it.
         """
         is_whole = len(window) == 1 and self.is_alone
-        self.weight = _WHOLE
+        self.weight = None
         if is_whole and not self.gives_count:
             return None
         counts = [count_targets(inputs, self.label_names, shifted=self.is_shifted) for inputs in window]
@@ -216,12 +219,12 @@ class Stepper:
             return None
         if not isinstance(total, torch.Tensor) and total == 0:
             return self._weights_of_nothing(len(window))
-        return [count * self.spread / total if isinstance(count, torch.Tensor) or count else _NONE for count in counts]
+        return [count * self.spread / total for count in counts]
 
     def _weights_of_nothing(self, length: int) -> list[Weight]:
         """Gives the weights in an update without a target, whose mean loss is NaN."""
         if self.spread < self.ranks.world_size or self.args.nan_policy == "ignore":
-            return [_NONE] * length
+            return [0.0] * length
         if self.args.nan_policy == "skip":
             return [math.nan] * length
         raise DataError(
@@ -240,34 +243,42 @@ class Stepper:
         scaler.update()
         return bool(scaler.get_scale() >= scale)
 
-    def update_in_parts(self, window: Sequence[Any], hooks: StepHooks, step: int, *, is_padded: bool = False) -> None:
+    def accumulate_in_parts(self, window: Sequence[Any], hooks: StepHooks, *, is_padded: bool) -> Value:
         """Splits micro-batches in place until an update fits into memory: same samples, same gradient."""
-        generator = torch.random.get_rng_state()
+        random_states = self._random_states()
         while True:
             parts = [part for inputs in window for part in split_batch(inputs, self.parts)]
             try:
-                return Stepper.update(self, parts, hooks, step, is_padded=is_padded)
+                return Stepper.accumulate(self, parts, hooks, is_padded=is_padded)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or self.parts >= self.args.per_device_train_batch_size:
                     raise
-                self.clear_gradients()
-                self.parts *= 2
-                torch.random.set_rng_state(generator)
-                if self.moves:
-                    torch.accelerator.memory.empty_cache()
-                logger.warning(
-                    "step %d: out of memory; micro-batches are trained in %d parts from here on, "
-                    "with the same gradient (auto_find_batch_size).",
-                    step,
-                    self.parts,
-                )
+            self.clear_gradients()
+            self.parts *= 2
+            self._set_random_states(random_states)
+            if self.moves:
+                torch.accelerator.memory.empty_cache()
+            logger.warning(
+                "step %d: out of memory; micro-batches are trained in %d parts from here on, with the same gradient "
+                "(auto_find_batch_size).",
+                self.trainer.state.global_step + 1,
+                self.parts,
+            )
+
+    def _random_states(self) -> list[torch.Tensor]:
+        """Gives the random states that a forward pass draws from: torch's, and that of its CUDA device."""
+        states = [torch.random.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
+
+    def _set_random_states(self, states: list[torch.Tensor]) -> None:
+        torch.random.set_rng_state(states[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self.device)
 
 
-_WHOLE: Weight = float("1")
-"""The weight of a micro-batch that is the whole update, told from others by identity."""
-
-_NONE: Weight = float("0")
-"""The weight of a micro-batch without targets, told from others by identity."""
+def _is_nothing(weight: Weight | None) -> bool:
+    """Tells whether a micro-batch is known to have no target; on an accelerator that is not known on the host."""
+    return isinstance(weight, float) and weight == 0.0
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
