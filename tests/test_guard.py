@@ -151,7 +151,7 @@ def test_on_a_device_skipped_updates_leave_no_trace(tmp_path, clip, caplog):
     assert run.train_metrics["train_loss"] == pytest.approx(other.train_metrics["train_loss"])
     assert [record.getMessage() for record in caplog.records] == [
         "step 2: the loss or its gradient is NaN or infinity; the update is skipped, as are 1 after it "
-            "(nan_policy='skip')."
+        "(nan_policy='skip')."
     ]
     assert run.running.loop.stepper.guard.num_skipped == 2
 
@@ -192,7 +192,9 @@ def test_settling_reads_a_verdict_once():
     model = copy.deepcopy(Classifier())
     guard = Guard("stop", torch.optim.AdamW(model.parameters(), fused=True), Alone(), reads_now=False)
     assert guard.passes(torch.tensor(torch.nan), None, 7)
-    with pytest.raises(NonFiniteLossError, match=r"^step 7: the loss or its gradient is not finite, got NaN or infinity\."):
+    with pytest.raises(
+        NonFiniteLossError, match=r"^step 7: the loss or its gradient is not finite, got NaN or infinity\."
+    ):
         guard.settle()
     guard.settle()
 

@@ -138,7 +138,7 @@ def test_the_author_and_the_reason_of_a_request_stand_in_the_journal(make_traine
     assert unmeasured(trainer.explain(3)) == (
         "Step 3: updates 1 to 3 were done in N s. Saved, asked by mine: a ü of a reason. "
         "Left the epoch, asked by other: enough. Stopped, asked by other: enough. "
-        "The run ended in phase STOP: loop: nothing else was asked for."
+        "The run ended."
     )
 
 

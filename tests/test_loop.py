@@ -440,7 +440,7 @@ def test_a_signal_of_the_system_saves_and_ends_the_run_and_the_handlers_are_put_
         f"Saved, asked by {name}: the operating system or the user asks to end. "
         f"Left the epoch, asked by {name}: the operating system or the user asks to end. "
         f"Stopped, asked by {name}: the operating system or the user asks to end. "
-        "The run ended in phase STOP: loop: nothing else was asked for."
+        "The run ended."
     )
 
 

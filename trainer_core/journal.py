@@ -150,10 +150,8 @@ def explain(entries: list[Entry], step: int) -> str:
     for entry in entries:
         if entry.phase == Phase.STEP.name and entry.first_step <= step <= entry.step:
             told.append(_updates_in_words(entry))
-        if entry.step == step and entry.next not in ("", Phase.STEP.name):
+        if entry.step == step and entry.next != Phase.STEP.name:
             told.append(_transition_in_words(entry))
-        elif entry.step == step and entry.next == "":
-            told.append(f"The run ended in phase {entry.phase}: {entry.by}: {entry.why}.")
     if not told:
         return f"Step {step}: the journal has no transition there."
     return f"Step {step}: " + " ".join(told)
@@ -166,6 +164,11 @@ def _updates_in_words(entry: Entry) -> str:
 
 
 def _transition_in_words(entry: Entry) -> str:
+    if not entry.next:
+        is_in_order = entry.phase == Phase.STOP.name and entry.by == "loop"
+        return "The run ended." if is_in_order else f"The run ended in phase {entry.phase}: {entry.by}: {entry.why}."
+    if entry.phase == Phase.INIT.name and entry.step:
+        return "The run was resumed."
     if entry.by == "loop":
         return f"{entry.why[0].upper()}{entry.why[1:]}."
     return f"{_VERBS[entry.next]}, asked by {entry.by}: {entry.why}."
