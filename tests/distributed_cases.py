@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.test_evaluate import Streaming, accuracy, untimed
 from tests.test_step import Overflowing, Summing, averaged, causal_rows, llama, summed
 from tests.toys import Classifier, Rows, Stream, named_rows, pairs, table, trainer_for, weights_of
-from trainer_core import Signal
+from trainer_core import Signal, TrainerCallback
 
 RANK = int(os.environ.get("RANK", "0"))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
@@ -231,6 +231,16 @@ def evaluated_after_training(folder):
     return {"loss": metrics["eval_loss"], "own": own}
 
 
+class CallbackOfOneRank(TrainerCallback):
+    def on_step_end(self, args, state, control, **context):
+        control.should_training_stop = state.global_step == 3 and not state.is_world_process_zero
+
+
+def stopped_by_a_callback_of_one_rank(folder):
+    trainer = run(folder, Classifier(), pairs(240), given={"callbacks": [CallbackOfOneRank()]})
+    return {**result(trainer), "by": trainer.stop_request.by}
+
+
 def stopped_by_one_rank(folder):
     trainer = run(folder, Classifier(), pairs(240), given={"plugins": [StoppingOneRank()]})
     return {**result(trainer), "by": trainer.stop_request.by, "explained": trainer.explain(trainer.state.global_step)}
@@ -338,6 +348,7 @@ OTHERS = [
     twice,
     empty_evaluation,
     saved_once,
+    stopped_by_a_callback_of_one_rank,
     splitting_to_find_a_batch_size,
 ]
 

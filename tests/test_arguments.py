@@ -284,8 +284,8 @@ def test_settings_are_frozen():
 def test_a_misspelt_attribute_says_what_was_meant():
     with pytest.raises(AttributeError, match=r"^lerning_rate: is not an option. Did you mean 'learning_rate'\?$"):
         _ = TrainingArguments().lerning_rate
-    with pytest.raises(AttributeError, match=r"'neftune', which is not installed. Install it: pip install"):
-        _ = TrainingArguments().neftune_noise_alpha
+    with pytest.raises(AttributeError, match=r"'early_stopping', which is not installed. Install it: pip install"):
+        _ = TrainingArguments().early_stopping_patience
     assert not hasattr(TrainingArguments(), "_nothing")
 
 
@@ -401,3 +401,11 @@ def test_flat_nested_and_written_settings_are_equal(core, rows):
     nested = {group: {n: core[n] for n in names if n in core} for group, names in groups}
     assert TrainingArguments(**nested, data={n: core[n] for n in core if n == "label_names"}, rows=rows) == flat
     assert TrainingArguments(**flat.to_dict()) == flat == flat.replace()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("report_to", "none"), ("report_to", []), ("push_to_hub", False), ("neftune_noise_alpha", None)]
+)
+def test_not_wanting_what_is_not_installed_is_no_mistake(name, value):
+    args = TrainingArguments("x", **{name: value})
+    assert not getattr(args, name)

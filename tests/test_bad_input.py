@@ -172,10 +172,10 @@ def test_an_argument_of_train_that_does_not_exist_is_refused(make_trainer):
             "model: is missing. Pass a torch.nn.Module as model, or a function that makes one as model_init.",
         ),
         ({"model": "bert"}, "model: must be a torch.nn.Module, got str. Pass the module itself."),
-        ({"model": nn.Linear}, "model: must be a torch.nn.Module, got type. Pass the module itself."),
+        ({"model": nn.Linear}, "model: Linear is a class. Pass an instance of it, or the class as model_init."),
         (
             {"args": {"learning_rate": 1}},
-            "args: must be TrainingArguments, got dict. Pass trainer_core.TrainingArguments.",
+            "args: must be trainer_core's TrainingArguments, got builtins.dict. Import it from trainer_core.",
         ),
         ({"compute_metrics": "accuracy"}, "compute_metrics: must be callable, got str. Pass a function."),
         ({"data_collator": 3}, "data_collator: must be callable, got int. Pass a function."),

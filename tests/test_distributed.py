@@ -171,6 +171,13 @@ def test_a_stop_that_one_rank_asks_for_stops_all_at_one_step(two):
     assert "clock (rank 1): time is up" in first["explained"]
 
 
+def test_a_callback_that_stops_on_one_rank_stops_all_at_that_update(two):
+    first, second = (rank["stopped_by_a_callback_of_one_rank"] for rank in two)
+    assert first["step"] == second["step"] == 3
+    assert first["weights"] == second["weights"]
+    assert first["by"] == second["by"] == "CallbackOfOneRank (rank 1)"
+
+
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_with_one_error(one, two):
     errors = {results["not_finite"]["error"] for results in (one, *two)}
     assert len(errors) == 1

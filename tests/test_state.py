@@ -21,7 +21,7 @@ states = st.builds(
     num_samples_seen=st.integers(0, 10**9),
     best_metric=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     best_global_step=st.none() | st.integers(0, 10**6),
-    best_model_checkpoint=st.none() | st.text(),
+    best_model_checkpoint=st.none() | st.from_regex(r"checkpoint-[0-9]+", fullmatch=True),
     stopped_by=st.none() | st.fixed_dictionaries({"by": st.text(), "why": st.text()}),
     last_eval_step=st.integers(-1, 10**6),
     last_save_step=st.integers(-1, 10**6),

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from trainer_core import SettingsError, Trainer, TrainingArguments, read_model
+from trainer_core import PluginError, SettingsError, Trainer, TrainingArguments, read_model
 
 
 def weights(model):
@@ -546,3 +546,69 @@ assert after[:4] == before[:4], [pair for pair in zip(before, after) if pair[0] 
 assert {name: level for name, level in after[4].items() if before[4].get(name, 0) != level} == {}
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_that_a_hook_starts_again_is_refused(make_trainer):
+    class Again:
+        def on_step_end(self, trainer):
+            trainer.train()
+
+    with pytest.raises(PluginError, match=r"^train: is running already, and a hook called it again\. Ask with request"):
+        make_trainer(given={"plugins": [Again()]}).train()
+
+
+def test_a_model_init_with_defaults_is_called_without_a_trial():
+    def build(width=3):
+        return nn.Linear(4, width)
+
+    assert Trainer(model_init=build).model.out_features == 3
+
+
+def test_a_model_init_that_raises_is_named():
+    def build():
+        raise RuntimeError("no weights")
+
+    with pytest.raises(RuntimeError, match="no weights") as caught:
+        Trainer(model_init=build)
+    assert caught.value.__notes__ == ["raised in model_init"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            {"model": nn.Linear(2, 2), "optimizers": (torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), None)},
+            "optimizers: the optimizer holds no parameter of the model. Make it from this model's.",
+        ),
+        (
+            {
+                "model": nn.Linear(2, 2),
+                "optimizers": (
+                    None,
+                    torch.optim.lr_scheduler.StepLR(torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), 1),
+                ),
+            },
+            "optimizers: the scheduler drives another optimizer. Pass (its own optimizer, scheduler).",
+        ),
+        ({"model": nn.Linear}, "model: Linear is a class. Pass an instance of it, or the class as model_init."),
+        ({"model_init": nn.Linear(2, 2)}, "model_init: is a model already, Linear. Pass it as model."),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(arguments, problem):
+    with pytest.raises(SettingsError) as caught:
+        Trainer(**arguments)
+    assert caught.value.problems == [problem]
+
+
+def test_the_name_of_a_plugin_is_no_plugin():
+    with pytest.raises(PluginError, match=r"^plugins: 'logging' is a name\. Turn an installed plugin on"):
+        Trainer(model=nn.Linear(2, 2), plugins=["logging"])
+
+
+def test_a_loss_override_that_cannot_give_outputs_is_refused():
+    class Short(Trainer):
+        def compute_loss(self, model, inputs):
+            return model(inputs).sum()
+
+    with pytest.raises(SettingsError, match="compute_loss: its override needs the argument `return_outputs`"):
+        Short(model=nn.Linear(2, 2))

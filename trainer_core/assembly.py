@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -36,7 +36,8 @@ def check_arguments(trainer: Trainer, given: Mapping[str, Any], others: dict[str
     problems += _problems_of_model(given["model"], given["model_init"])
     if not isinstance(trainer.args, TrainingArguments):
         problems.append(
-            f"args: must be TrainingArguments, got {type(trainer.args).__name__}. Pass trainer_core.TrainingArguments."
+            f"args: must be trainer_core's TrainingArguments, got {type(trainer.args).__module__}."
+            f"{type(trainer.args).__qualname__}. Import it from trainer_core."
         )
     elif given["eval_dataset"] is None and not _overrides_eval_loader(trainer):
         problems += _problems_of_evaluation(trainer.args)
@@ -48,12 +49,20 @@ def check_arguments(trainer: Trainer, given: Mapping[str, Any], others: dict[str
     for name in ("callbacks", "plugins"):
         if given[name] is not None and (isinstance(given[name], str) or not isinstance(given[name], Iterable)):
             problems.append(f"{name}: must be a list, got {type(given[name]).__name__}. Pass {name}=[...].")
-    problems += _problems_of_optimizers(given["optimizers"], given["model_init"])
+    if trainer.overrides("compute_loss") and not _can_give_outputs(trainer.compute_loss):
+        problems.append(
+            "compute_loss: its override needs the argument `return_outputs`, evaluations ask for the outputs. "
+            "Write compute_loss(self, model, inputs, return_outputs=False)."
+        )
+    problems += _problems_of_optimizers(given["optimizers"], given["model"], given["model_init"])
     if problems:
         raise SettingsError(problems)
     if callbacks is None:
         return []
     return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+
+
+_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def new_model(trainer: Trainer) -> nn.Module:
@@ -64,8 +73,13 @@ def new_model(trainer: Trainer) -> nn.Module:
     """
     assert trainer.model_init is not None
     with own_random_states(trainer.args.seed):
-        takes_trial = bool(inspect.signature(trainer.model_init).parameters)
-        model = trainer.model_init(None) if takes_trial else trainer.model_init()
+        parameters = inspect.signature(trainer.model_init).parameters.values()
+        takes_trial = any(p.name == "trial" or (p.default is p.empty and p.kind in _POSITIONAL) for p in parameters)
+        try:
+            model = trainer.model_init(None) if takes_trial else trainer.model_init()
+        except Exception as error:
+            error.add_note("raised in model_init")
+            raise
     if not isinstance(model, nn.Module):
         raise ModelError(f"model_init: must return a torch.nn.Module, got {type(model).__name__}. Return the model.")
     return model
@@ -85,6 +99,8 @@ def register_plugins(trainer: Trainer, plugins: Iterable[object], callbacks: Ite
         if section is not None:
             trainer.bus.register(kind(section), name)
     for plugin in plugins:
+        if isinstance(plugin, str):
+            raise PluginError(f"plugins: {plugin!r} is a name. Turn an installed plugin on in TrainingArguments.")
         if isinstance(plugin, type):
             raise PluginError(f"plugins: {plugin.__name__} is a class. Pass an instance, made with its settings.")
         trainer.bus.register(plugin, free_name(trainer, str(getattr(plugin, "name", type(plugin).__name__))))
@@ -151,6 +167,10 @@ def _problems_of_model(model: Any, model_init: Any) -> list[str]:
         return ["model: is missing. Pass a torch.nn.Module as model, or a function that makes one as model_init."]
     if model is not None and model_init is not None:
         return ["model_init: contradicts model. Pass one of the two."]
+    if isinstance(model, type):
+        return [f"model: {model.__name__} is a class. Pass an instance of it, or the class as model_init."]
+    if isinstance(model_init, nn.Module):
+        return [f"model_init: is a model already, {type(model_init).__name__}. Pass it as model."]
     if model is not None and not isinstance(model, nn.Module):
         return [f"model: must be a torch.nn.Module, got {type(model).__name__}. Pass the module itself."]
     if model_init is not None and not callable(model_init):
@@ -168,7 +188,7 @@ def _problems_of_evaluation(args: TrainingArguments) -> list[str]:
     return [f"eval_dataset: is needed, {setting}. Pass one, or set {off}."]
 
 
-def _problems_of_optimizers(optimizers: Any, model_init: Any) -> list[str]:
+def _problems_of_optimizers(optimizers: Any, model: Any, model_init: Any) -> list[str]:
     if not isinstance(optimizers, tuple | list) or len(optimizers) != 2:
         return ["optimizers: must be (optimizer, scheduler). Pass (optimizer, None) to have the scheduler made."]
     optimizer, scheduler = optimizers
@@ -181,9 +201,22 @@ def _problems_of_optimizers(optimizers: Any, model_init: Any) -> list[str]:
         problems.append(
             f"optimizers: the second must be a scheduler, got {type(scheduler).__name__}. Pass one, or None."
         )
+    if isinstance(optimizer, torch.optim.Optimizer) and isinstance(model, nn.Module):
+        own = {id(parameter) for parameter in model.parameters()}
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            problems.append("optimizers: the optimizer holds no parameter of the model. Make it from this model's.")
+    driven = getattr(scheduler, "optimizer", None)
+    if driven is not None and driven is not optimizer:
+        problems.append("optimizers: the scheduler drives another optimizer. Pass (its own optimizer, scheduler).")
     if optimizer is not None and model_init is not None:
         problems.append("optimizers: hold parameters of a model that model_init makes anew. Override create_optimizer.")
     return problems
+
+
+def _can_give_outputs(compute_loss: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(compute_loss).parameters.values()
+    is_open = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return is_open or any(p.name == "return_outputs" for p in parameters)
 
 
 def _overrides_eval_loader(trainer: Trainer) -> bool:

@@ -41,7 +41,12 @@ def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
         if trainer.args.metric_for_best_model is not None:
             raise SettingsError([missing_metric(trainer, list(metrics))])
         return False
-    value = float(metrics[name])
+    try:
+        value = float(metrics[name])
+    except (TypeError, ValueError):
+        raise SettingsError(
+            [f"metric_for_best_model: {name} is no number, got {metrics[name]!r}. Give a number in compute_metrics."]
+        ) from None
     if math.isnan(value):
         logger.warning("step %d: %s is NaN and counts as no improvement.", state.global_step, name)
     is_best = is_better(trainer, value, state.best_metric)

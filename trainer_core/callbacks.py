@@ -87,6 +87,9 @@ class CallbackPlugin:
         name: on the bus, and author of its requests.
     """
 
+    decides_alone = True
+    """What it asks for may differ from rank to rank (a clock, a local file): ranks agree after every update."""
+
     def __init__(self, callback: object, name: str) -> None:
         self.callback = callback
         self.name = name
@@ -148,7 +151,7 @@ class CallbackPlugin:
             if getattr(control, flag):
                 setattr(control, flag, False)
                 if trainer.is_in_train:
-                    trainer.request(signal, by=self.name, why=f"{flag} in {event}")
+                    trainer.request(signal, by=self.name, why=f"{flag} in {event}", local=True)
         if control.should_log:
             control.should_log = False
             if trainer.is_in_train:

@@ -222,6 +222,8 @@ class Evaluation:
                 f"compute_metrics: must return a mapping from names to numbers, got {type(metrics).__name__}. "
                 f"Return for example {{'accuracy': 0.9}}."
             )
+        if named := [name for name in metrics or () if not isinstance(name, str)]:
+            raise DataError(f"compute_metrics: its names must be strings, got {named[0]!r}. Name each metric.")
         return metrics
 
     def _result(self, outputs: EvalPrediction, metrics: Mapping[str, Any], seconds: float) -> EvalLoopOutput:

@@ -61,6 +61,7 @@ class Loop:
         self.phase = Phase.INIT
         self.raised: dict[Signal, Request] = {}
         self.local_requests: list[Request] = []
+        self.agrees_always = any(hasattr(m.plugin, "decides_alone") for m in trainer.bus.members.values())
         self.journal = Journal(trainer.journal_path, self.ranks.rank)
         self.meter = LossMeter(self.ranks.device)
         self.batches: Iterator[Any] | None = None
@@ -85,6 +86,7 @@ class Loop:
             if self.ranks.world_size > 1:
                 self.agree()
             if self.bus.is_stale:
+                self.agrees_always = any(hasattr(m.plugin, "decides_alone") for m in self.bus.members.values())
                 self.hooks, self.timed_hooks = self.bus.step_hooks()
             if self.phase is Phase.STOP:
                 return self.journal.left(Phase.STOP, self.state.global_step, None, Signal.READY, None)
@@ -259,13 +261,15 @@ class Loop:
 
     def agree(self) -> None:
         """Makes requests that one rank knows of known to all, at every boundary but most of those between updates."""
-        if self.phase is Phase.STEP and self.state.global_step % AGREE_EVERY:
+        if self.phase is Phase.STEP and self.state.global_step % AGREE_EVERY and not self.agrees_always:
             return
         flag = torch.tensor(float(bool(self.local_requests)), device=self.ranks.device)
         if self.ranks.max(flag).item():
-            for rank, requests in enumerate(self.ranks.gather_objects(self.local_requests)):
+            of_ranks = self.ranks.gather_objects(self.local_requests)
+            for rank, requests in enumerate(of_ranks):
                 for request in requests:
-                    by = f"{request.by} (rank {rank})"
+                    is_common = all(request in others for others in of_ranks)
+                    by = request.by if is_common else f"{request.by} (rank {rank})"
                     self.request(request.signal, by=by, why=request.why, interrupt=request.interrupt)
             self.local_requests = []
 

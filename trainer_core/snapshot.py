@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from trainer_core.errors import CheckpointError
 from trainer_core.optim.optimizers import load_optimizer_state_dict, optimizer_state_dict
@@ -12,6 +15,8 @@ from trainer_core.optim.schedule_state import load_schedule_state, schedule_stat
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
 
+logger = logging.getLogger("trainer_core.snapshot")
+
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
     """Gives the state of a run but the model's weights, the random states and the log history."""
@@ -19,6 +24,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
     loop = trainer.running.loop
     return {
         "counters": trainer.state.counters(),
+        "optimizer_type": type(trainer.optimizer).__name__,
         "optimizer": optimizer_state_dict(trainer.optimizer),
         "lr_scheduler": None if trainer.lr_scheduler is None else schedule_state(trainer.lr_scheduler),
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
@@ -40,7 +46,14 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """
     assert trainer.running is not None
     loop = trainer.running.loop
+    saved, own = state["optimizer_type"], type(trainer.optimizer).__name__
+    if saved != own:
+        raise CheckpointError(
+            f"optim: the checkpoint holds the state of {saved}, got {own}. "
+            f"Resume with the optimizer that saved it, or start anew from its weights."
+        )
     trainer.state.restore(state["counters"])
+    wanted = _rates(trainer.optimizer)
     try:
         load_optimizer_state_dict(trainer.optimizer, state["optimizer"])
     except (ValueError, KeyError) as error:
@@ -48,6 +61,10 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
             f"optimizer: its state in the checkpoint does not fit, {error}. "
             f"Resume with the model, optimizer and weight_decay that saved it."
         ) from error
+    for name, restored in _rates(trainer.optimizer).items():
+        if restored != wanted[name]:
+            told = "%s: the run goes on with that of its checkpoint, %s, got %s. Start anew to change it."
+            logger.warning(told, name, restored, wanted[name])
     if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
         load_schedule_state(trainer.lr_scheduler, state["lr_scheduler"])
     if trainer.scaler is not None and state["scaler"] is not None:
@@ -61,6 +78,12 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
             member.plugin.load_state_dict(plugin_state)
         else:
             loop.plugin_states_of_absentees[name] = plugin_state
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Gives what a checkpoint brings back although a setting says it too, of the first group of parameters."""
+    group = optimizer.param_groups[0]
+    return {"learning_rate": group.get("initial_lr", group["lr"]), "weight_decay": group.get("weight_decay")}
 
 
 def load_checkpoint(trainer: Trainer, source: str | bool) -> None:

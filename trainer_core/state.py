@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePath
 from typing import Any
 
 from trainer_core.phases import Signal
@@ -54,7 +55,7 @@ class TrainerState:
         log_history: every logged row, oldest first; appended only.
         best_metric: best value of `metric_for_best_model` so far.
         best_global_step: the update at which it was measured.
-        best_model_checkpoint: the checkpoint that holds the best model.
+        best_model_checkpoint: path of the checkpoint that holds the best model.
         stopped_by: who ended the run for good, and why; None while it may go on.
     """
 
@@ -85,6 +86,8 @@ class TrainerState:
         kept = asdict_without_history(self)
         for name in _OF_THIS_PROCESS:
             del kept[name]
+        if self.best_model_checkpoint is not None:
+            kept["best_model_checkpoint"] = PurePath(self.best_model_checkpoint).name  # the folder may be moved
         return kept
 
     def restore(self, counters: Mapping[str, Any]) -> None:

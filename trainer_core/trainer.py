@@ -23,7 +23,7 @@ from trainer_core import assembly, modes
 from trainer_core.bus import Bus
 from trainer_core.cadence import Cadence
 from trainer_core.callbacks import TrainerCallback, TrainerControl
-from trainer_core.data.columns import model_columns
+from trainer_core.data.columns import ModelColumns, model_columns
 from trainer_core.data.loaders import build_eval_loader, build_train_loader
 from trainer_core.data.reading import BatchStream
 from trainer_core.errors import PluginError
@@ -150,6 +150,8 @@ class Trainer:
             SettingsError: the settings, model and data cannot be trained together; before anything is done.
         """
         assembly.check_train_arguments(others)
+        if self.is_in_train:
+            raise PluginError("train: is running already, and a hook called it again. Ask with request() instead.")
         if resume_from_checkpoint is None:
             resume_from_checkpoint = getattr(self.args, "resume_from_checkpoint", None)
         self.running = Running(self, resume_from_checkpoint)
@@ -238,14 +240,18 @@ class Trainer:
         """Gives the loader of the data to predict on; may be overridden."""
         return build_eval_loader(test_dataset, self.data_collator, self.args, **self._loader_options)
 
+    @cached_property
+    def _columns(self) -> ModelColumns:
+        """What the model takes; kept, so that dropped columns are said once."""
+        return model_columns(self.model.forward, self.args.label_names)
+
     @property
     def _loader_options(self) -> dict[str, Any]:
-        columns = model_columns(self.model.forward, self.args.label_names) if self.args.remove_unused_columns else None
         return {
             "world_size": self.ranks.world_size,
             "rank": self.ranks.rank,
             "device": self.ranks.device,
-            "columns": columns,
+            "columns": self._columns if self.args.remove_unused_columns else None,
         }
 
     # Override points: optimizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
 from torch.utils.data import get_worker_info
@@ -43,6 +43,7 @@ class ModelColumns:
     parameters: tuple[str, ...]
     labels: tuple[str, ...]
     anything: bool
+    _told: set[tuple[str, ...]] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """Gives the columns that the model does not take.
@@ -170,6 +171,9 @@ def _lengthless(got: str, length_column: str | None) -> DataError:
 
 
 def _tell(unused: list[str], columns: ModelColumns, purpose: str) -> None:
+    if (purpose, *unused) in columns._told:
+        return
+    columns._told.add((purpose, *unused))
     logger.info(
         "%s data: dropped columns %s, which forward(%s) does not take. Keep them with remove_unused_columns=False.",
         purpose,

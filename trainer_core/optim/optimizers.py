@@ -223,6 +223,11 @@ def optimizer_state_dict(optimizer: Optimizer) -> dict[str, object]:
 def load_optimizer_state_dict(optimizer: Optimizer, state: Mapping[str, object]) -> None:
     """Does `optimizer.load_state_dict(state)`; a tensor that fits in place and type becomes the optimizer's own."""
     _undecorated(optimizer, "load_state_dict")(dict(state))
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                # fused kernels go over the memory of parameter and state side by side, whatever their strides say
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _undecorated(optimizer: Optimizer, name: str) -> Callable[..., dict[str, object]]:

@@ -149,6 +149,8 @@ class TrainingArguments(
         flat = words.aliases.get(name, name)
         if flat in words.flat or flat in words.switches:
             return self._flat(words, flat)
+        if name in names.OFF:
+            return names.OFF[name][0]
         what, remedy = words.unknown(name)
         raise AttributeError(f"{name}: {what}. {remedy}", name=name, obj=self)
 

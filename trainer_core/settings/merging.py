@@ -173,7 +173,7 @@ class _Reader:
             yield from self._fields(head, {rest: entry.value}, entry)
         elif rest and head in words.groups:
             yield from self._group(head, Given({rest: entry.value}, entry.source, head))
-        else:
+        elif name not in names.OFF or entry.value not in names.OFF[name]:
             yield problem(name, *self._told(name, entry))
 
     def _told(self, name: str, entry: Given) -> tuple[str, Given, str]:

@@ -114,6 +114,14 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
 OUR_PLUGINS: Final = frozenset(PLUGIN_OF.values())
 
 
+OFF: Final[Mapping[str, tuple[object, ...]]] = {
+    "report_to": (None, "none", [], ["none"]),
+    "push_to_hub": (False,),
+    "neftune_noise_alpha": (None,),
+}
+"""Options of plugins that need not be installed, with the values by which a script says that it does not want them."""
+
+
 def distribution_of(plugin: str) -> str:
     """Gives the distribution to install for one of our plugins."""
     return "trainer-core" if plugin == "console" else f"trainer-core-{plugin.replace('_', '-')}"

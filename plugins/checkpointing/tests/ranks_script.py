@@ -84,7 +84,7 @@ def main(job, output_dir, target):
         "history": keep,
         "weights": {name: value.tolist() for name, value in trainer.model.state_dict().items()},
         "random": torch.get_rng_state().tolist(),
-        "best": trainer.state.best_model_checkpoint,
+        "best": os.path.basename(trainer.state.best_model_checkpoint or ""),
         "resumed": str(trainer.resumed_from),
         "epoch": trainer.state.epoch,
     }

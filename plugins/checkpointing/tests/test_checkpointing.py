@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from typing import ClassVar
 
 import pytest
@@ -114,7 +115,7 @@ def test_strategy_best_saves_at_each_new_best_and_says_so(small, tmp_path):
         (8, "save_strategy", "new best eval_score 0.5"),
         (18, "save_strategy", "new best eval_score 0.9"),
     ]
-    assert trainer.state.best_model_checkpoint == "checkpoint-18"
+    assert trainer.state.best_model_checkpoint == os.path.join(trainer.args.output_dir, "checkpoint-18")
     assert trainer.loaded_best_from is None
 
 
@@ -133,7 +134,7 @@ def test_the_best_model_is_kept_and_loaded_although_no_save_was_due_with_it(smal
     trainer.train()
     assert steps(tmp_path) == [8, 18]
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.5, 8)
-    assert trainer.state.best_model_checkpoint == "checkpoint-8"
+    assert trainer.state.best_model_checkpoint == os.path.join(trainer.args.output_dir, "checkpoint-8")
     assert trainer.loaded_best_from == tmp_path / "checkpoint-8"
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
 
@@ -142,7 +143,7 @@ def test_without_a_save_of_its_own_the_best_has_no_checkpoint(small, tmp_path):
     trainer = scored(small, tmp_path, 0.1, 0.5, 0.3, 0.9, 0.4, save_steps=8, **EVALUATED)
     trainer.train()
     assert trainer.state.best_global_step == 16
-    assert trainer.state.best_model_checkpoint == "checkpoint-16"
+    assert trainer.state.best_model_checkpoint == os.path.join(trainer.args.output_dir, "checkpoint-16")
     trainer = scored(small, tmp_path / "other", 0.1, 0.5, 0.9, 0.3, 0.4, save_steps=8, **EVALUATED)
     trainer.train()
     assert trainer.state.best_global_step == 12

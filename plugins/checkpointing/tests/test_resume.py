@@ -8,6 +8,9 @@ import shutil
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
+
+from trainer_core import CheckpointError, Trainer, TrainingArguments
 
 LAST = 18
 
@@ -237,3 +240,57 @@ def test_the_next_save_after_a_resume_leaves_older_histories_alone(small, tmp_pa
     assert (tmp_path / "checkpoint-4" / "log_history.jsonl").read_bytes() == before
     rows = (tmp_path / "checkpoint-18" / "log_history.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 19))
+
+
+class Strided(torch.nn.Module):
+    """Parameters that do not lie in memory in the order of their dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        self.weight = torch.nn.Parameter(torch.randn(288, 3).t().contiguous().t())
+
+    def forward(self, x, labels):
+        logits = self.convolution(x).flatten(1) @ self.weight
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
+def test_parameters_of_any_memory_layout_go_on_to_the_bit(optim, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    data = TensorDataset(torch.randn(32, 3, 8, 8, generator=generator), torch.arange(32) % 3)
+
+    def trainer(name):
+        args = TrainingArguments(
+            tmp_path / name, num_train_epochs=2, save_steps=3, learning_rate=1e-2, optim=optim, console=None
+        )
+        return Trainer(model_init=Strided, args=args, train_dataset=data)
+
+    whole, resumed = trainer("whole"), trainer("resumed")
+    whole.train()
+    resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3")
+    own, other = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_the_state_of_another_optimizer_is_refused(small, tmp_path):
+    args = TrainingArguments(tmp_path / "a", num_train_epochs=1, console=None)
+    data = TensorDataset(torch.zeros(8, 3, 8, 8), torch.arange(8) % 3)
+    Trainer(model=Strided(), args=args, train_dataset=data).train()
+    other = Trainer(model=Strided(), args=args.replace(optim="sgd"), train_dataset=data)
+    with pytest.raises(CheckpointError) as caught:
+        other.train(resume_from_checkpoint=True)
+    assert str(caught.value) == (
+        "optim: the checkpoint holds the state of AdamW, got SGD. "
+        "Resume with the optimizer that saved it, or start anew from its weights."
+    )
+
+
+def test_a_learning_rate_that_the_checkpoint_overrides_is_said(tmp_path, caplog):
+    args = TrainingArguments(tmp_path / "a", num_train_epochs=2, save_steps=1, learning_rate=1e-3, console=None)
+    data = TensorDataset(torch.zeros(8, 3, 8, 8), torch.arange(8) % 3)
+    Trainer(model=Strided(), args=args, train_dataset=data).train()
+    other = Trainer(model=Strided(), args=args.replace(learning_rate=1.0), train_dataset=data)
+    other.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-1")
+    told = "learning_rate: the run goes on with that of its checkpoint, 0.001, got 1.0. Start anew to change it."
+    assert told in caplog.messages

@@ -100,11 +100,12 @@ def test_a_file_that_the_checkpoint_did_not_know_is_not_cut(train, resume, rows,
     assert trainer.state.global_step == 24
 
 
-def test_it_is_said_how_many_rows_are_cut_off(train, resume, caplog):
+def test_rows_that_are_cut_off_are_counted_and_kept_aside(train, resume, tmp_path, caplog):
     memory = Memory(at=10)
     train([memory], logging_steps=4, eval_strategy="no")
     resume(memory, logging_steps=4, eval_strategy="no")
-    assert "5 rows after the checkpoint of step 10 are cut off, to be done again." in caplog.text
+    assert "5 rows after the checkpoint of step 10 are moved to log-cut.jsonl; what they tell of is done" in caplog.text
+    assert len((tmp_path / "log-cut.jsonl").read_bytes().splitlines()) == 5
 
 
 def test_a_trainer_that_trains_again_appends(tmp_path, rows):

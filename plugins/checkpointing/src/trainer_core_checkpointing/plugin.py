@@ -82,7 +82,7 @@ class Checkpointing:
         """Asks for a save of the best model so far, unless this update was saved before it was evaluated."""
         state = trainer.state
         is_saved = state.last_save_step == state.global_step
-        state.best_model_checkpoint = folder.name_of(state.global_step) if is_saved else None
+        state.best_model_checkpoint = self._path_of(trainer, folder.name_of(state.global_step)) if is_saved else None
         if self.settings.saves_best and not is_saved:
             by = "load_best_model_at_end" if self.settings.load_best_model_at_end else "save_strategy"
             value = f"{state.best_metric:.6g}"
@@ -96,15 +96,19 @@ class Checkpointing:
         state, device = trainer.state, trainer.ranks.device
         states = random_states.capture(device)
         if state.best_global_step == state.global_step:
-            state.best_model_checkpoint = folder.name_of(state.global_step)
+            state.best_model_checkpoint = self._path_of(trainer, folder.name_of(state.global_step))
         try:
             target = self._writer.write(states)
         finally:
             random_states.restore(states, device)
         if trainer.is_main_rank:
-            best = [state.best_model_checkpoint] if state.best_model_checkpoint is not None else []
+            best = [Path(state.best_model_checkpoint).name] if state.best_model_checkpoint is not None else []
             folder.rotate(target.parent, self.settings.total_limit, self._writer.template.run, best)
         return target
+
+    @staticmethod
+    def _path_of(trainer: Trainer, name: str) -> str:
+        return str(Path(trainer.args.output_dir) / name)
 
     def read_checkpoint(self, trainer: Trainer, source: str | bool) -> Path:
         """Finds, checks and loads a checkpoint; the random states come last."""

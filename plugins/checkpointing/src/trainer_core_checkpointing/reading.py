@@ -162,7 +162,8 @@ def _position(trainer: Trainer, manifest: Manifest, batches_done: int) -> int:
 
 def load_best(trainer: Trainer, output_dir: Path) -> Path | None:
     """Loads the weights of the best checkpoint, where it is there and whole; warns where not."""
-    name, folders = trainer.state.best_model_checkpoint, [output_dir]
+    best, folders = trainer.state.best_model_checkpoint, [output_dir]
+    name = None if best is None else Path(best).name
     if trainer.resumed_from is not None:
         folders.append(trainer.resumed_from.parent)  # the best may be older than this run's own folder
     path = on_main(trainer, lambda: _whole_best(folders, name))

@@ -96,7 +96,7 @@ class RowFile:
         return {"offset": None, "tail_crc32": None} if known is None else {**known}
 
     def load_state_dict(self, state: Mapping[str, int | None]) -> None:
-        """Takes over where the file ended; rows after it are cut off when it is opened."""
+        """Takes over where the file ended; rows after it are moved aside when it is opened."""
         offset, tail = state["offset"], state["tail_crc32"]
         self._known = None if offset is None or tail is None else {"offset": offset, "tail_crc32": tail}
         self._resumes = self._known is not None
@@ -112,9 +112,13 @@ class RowFile:
                 "%s: is not the file that the checkpoint knew, rows after step %d may stand in it twice.", path, step
             )
         elif size > offset:
-            again = os.pread(self._file.fileno(), size - offset, offset).count(b"\n")
+            again = os.pread(self._file.fileno(), size - offset, offset)
+            aside = path.with_name(f"{path.stem}-cut{path.suffix}")
+            with aside.open("ab") as file:
+                file.write(again)
             os.ftruncate(self._file.fileno(), offset)
-            logger.info("%s: %d rows after the checkpoint of step %d are cut off, to be done again.", path, again, step)
+            told = "%s: %d rows after the checkpoint of step %d are moved to %s; what they tell of is done again."
+            logger.info(told, path, again.count(b"\n"), step, aside.name)
 
 
 def _append(file: FileIO, rows: Iterable[Mapping[str, Any]]) -> None:
