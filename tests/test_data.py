@@ -356,7 +356,8 @@ def test_a_collator_that_raises_is_named_and_the_states_come_back():
     run = states()
     with pytest.raises(ZeroDivisionError, match="mine") as caught:
         list(eval_stream(Counting(), collate).epoch(0))
-    assert caught.value.__notes__ == ["while fetching samples [0, 1, 2] of evaluation micro-batch 0, epoch 0"]
+    place = "while fetching samples [0, 1, 2] of evaluation micro-batch 0, epoch 0"
+    assert caught.value.__notes__ == ["raised in data_collator", place]
     assert torch.equal(states(), run)
 
 

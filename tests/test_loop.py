@@ -544,7 +544,11 @@ FAILURES = {
         lambda make, rows: make(
             given={"data_collator": breaks, "train_dataset": rows(8)}, train_sampling_strategy="sequential"
         ),
-        ["while fetching samples [0, 1, 2, 3] of training micro-batch 0, epoch 0", IN_STEP],
+        [
+            "raised in data_collator",
+            "while fetching samples [0, 1, 2, 3] of training micro-batch 0, epoch 0",
+            IN_STEP,
+        ],
     ),
     "dataset": (
         lambda make, rows: make(given={"train_dataset": BrokenRows(rows(8))}, train_sampling_strategy="sequential"),

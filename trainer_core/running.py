@@ -73,6 +73,8 @@ class Running:
                 self.undo.close()
         dead = None if error is None else dead_worker(error)
         if dead is not None:
+            for note in getattr(error, "__notes__", ()):
+                dead.add_note(note)
             raise dead from error
 
     def _tell_all(self, hook: str, cause: BaseException | None, **context: Any) -> None:

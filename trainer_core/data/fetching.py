@@ -69,7 +69,7 @@ class BatchFetcher(Dataset[Any]):
 
     def _fetch_quietly(self, indices: BatchIndices) -> Any:
         try:
-            return self._collate(self._read(indices))
+            return self._joined(self._collate, self._read(indices))
         except Exception as error:
             annotate(error, self._place(indices))
             raise
@@ -82,7 +82,11 @@ class BatchFetcher(Dataset[Any]):
         while True:
             lending.hold()
             try:
-                batch = self._seeded(lending, indices) if lending.seeding else self._collate(self._read(indices))
+                batch = (
+                    self._seeded(lending, indices)
+                    if lending.seeding
+                    else self._joined(self._collate, self._read(indices))
+                )
             except Exception as error:
                 if not lending.release():
                     annotate(error, self._place(indices))
@@ -101,7 +105,15 @@ class BatchFetcher(Dataset[Any]):
             lending.seed(mix(base, index))
             samples.append(self.dataset[index])
         lending.seed(mix(self._seed, self._collate_purpose, indices.epoch, indices.number, self._rank))
-        return self.collate(samples)
+        return self._joined(self.collate, samples)
+
+    @staticmethod
+    def _joined(collate: Collate, samples: Any) -> Any:
+        try:
+            return collate(samples)
+        except Exception as error:
+            annotate(error, "raised in data_collator")
+            raise
 
     def _place(self, indices: BatchIndices) -> str:
         return (
