@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from trainer_core.callbacks import CallbackPlugin, adapt, is_callback
+from trainer_core.callbacks import CallbackPlugin, adapt
 from trainer_core.data.collation import PaddingCollator, default_data_collator
 from trainer_core.errors import ModelError, PluginError, SettingsError, did_you_mean
 from trainer_core.process import own_random_states
@@ -221,6 +221,3 @@ def _can_give_outputs(compute_loss: Callable[..., Any]) -> bool:
 
 def _overrides_eval_loader(trainer: Trainer) -> bool:
     return trainer.overrides("get_eval_dataloader") or trainer.overrides("evaluate")
-
-
-__all__ = ["add_callback", "check_arguments", "is_callback", "pop_callback", "register_plugins"]

@@ -22,12 +22,12 @@ from torch import nn
 from trainer_core import assembly, modes
 from trainer_core.bus import Bus
 from trainer_core.cadence import Cadence
-from trainer_core.callbacks import TrainerCallback, TrainerControl
+from trainer_core.callbacks import TrainerControl
 from trainer_core.data.columns import ModelColumns, model_columns
 from trainer_core.data.loaders import build_eval_loader, build_train_loader
 from trainer_core.data.reading import BatchStream
 from trainer_core.errors import PluginError
-from trainer_core.evaluate import EvalLoopOutput, EvalPrediction, Evaluation, PredictionOutput, plain
+from trainer_core.evaluate import EvalLoopOutput, Evaluation, PredictionOutput, plain
 from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
 from trainer_core.optim.optimizers import create_optimizer
@@ -458,6 +458,3 @@ class Trainer:
     def main_input(self, inputs: Any) -> Any:
         """Gives the model's main input of a batch."""
         return modes.main_input(self.model, inputs)
-
-
-__all__ = ["Cadence", "EvalPrediction", "TrainOutput", "Trainer", "TrainerCallback"]
