@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from trainer_core import Trainer, TrainingArguments, hookspecs
 from trainer_core.hookspecs import PROJECT
 
-BUILT_IN = ["logging", "console", "checkpointing"]
+BUILT_IN = ["logging", "console", "checkpointing", "hub_push", "tuning"]
 HOOKS = tuple(name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{PROJECT}_spec"))
 TOLD = tuple(name for name in HOOKS if name.startswith("on_"))
 

@@ -33,8 +33,12 @@ class Stopping(Section):
     """Stops early."""
 
     flat = {"stopping_patience": "patience"}
+    methods = {"get_patience": "patience_in"}
     patience: Annotated[int, Field(ge=1)] = 1
     threshold: float = 0.0
+
+    def patience_in(self, args, factor=1):
+        return args.eval_strategy, self.patience * factor
 
     def contradictions(self, args):
         if args.eval_strategy == "no":
@@ -242,6 +246,15 @@ def test_options_of_a_section_that_is_off_are_mistakes():
     assert mistakes(rows=None, logging_steps=3, noise_alpha=None, noise={"alpha": 1.0})[0].startswith(
         "noise: contradicts noise_alpha=None"
     )
+
+
+def test_a_section_gives_a_method_of_the_arguments():
+    args = TrainingArguments(eval_strategy="epoch", stopping={"patience": 4})
+    assert args.get_patience(factor=2) == ("epoch", 8)
+
+
+def test_a_method_of_a_section_that_is_off_is_no_attribute():
+    assert not hasattr(TrainingArguments(), "get_patience")
 
 
 def test_a_switch_turns_its_section_on_and_off():

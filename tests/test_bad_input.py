@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from trainer_core import CheckpointError, DataError, ModelError, PluginError, SettingsError, Trainer, TrainingArguments
 from trainer_core.errors import TrainerCoreError
 
-BLOCKED = ["logging", "console", "checkpointing"]
+BLOCKED = ["logging", "console", "checkpointing", "hub_push", "tuning"]
 
 
 def problems_of(**options):

@@ -482,7 +482,7 @@ def test_blocked_plugins_are_not_imported():
 import sys
 from trainer_core import Trainer, TrainingArguments
 from torch import nn
-Trainer(nn.Linear(1, 1), TrainingArguments("x", block_plugins=["logging", "console", "checkpointing"]))
+Trainer(nn.Linear(1, 1), TrainingArguments("x", block_plugins=["logging", "console", "checkpointing", "hub_push", "tuning"]))
 print([name for name in sys.modules if name.startswith(("trainer_core_", "trainer_core.console"))])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -50,6 +50,27 @@ def test_an_unknown_name_is_no_attribute():
         _ = trainer_core.Trianer
 
 
+def offer(folder, name, value):
+    info = folder / "bell_dist-1.0.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: bell-dist\nVersion: 1.0\n")
+    info.joinpath("entry_points.txt").write_text(f"[trainer_core.names]\n{name} = {value}\n")
+
+
+def test_a_distribution_offers_a_public_name(tmp_path):
+    offer(tmp_path, "Bell", "bell_module:Bell")
+    (tmp_path / "bell_module.py").write_text("class Bell: pass\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from trainer_core import Bell; print(Bell)"
+    assert python(code) == ["<class 'bell_module.Bell'>"]
+
+
+def test_a_name_of_a_plugin_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **group: ())
+    monkeypatch.delitem(vars(trainer_core), "BestRun", raising=False)
+    with pytest.raises(AttributeError, match=r"'BestRun'. Install it: pip install trainer-core-tuning."):
+        _ = trainer_core.BestRun
+
+
 def test_importing_costs_few_modules_over_torch_and_never_dynamo():
     code = (
         "import sys, torch; before = set(sys.modules); import trainer_core; added = set(sys.modules) - before; "

@@ -50,11 +50,11 @@ def command(tmp_path):
 def install(tmp_path):
     """Puts a distribution with one plugin on the path of `command`."""
 
-    def put(name, source):
+    def put(name, source, group="trainer_core", target="Beacon"):
         info = tmp_path / f"{name}_dist-1.0.dist-info"
         info.mkdir()
         info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.0\n")
-        info.joinpath("entry_points.txt").write_text(f"[trainer_core]\n{name} = {name}_module:Beacon\n")
+        info.joinpath("entry_points.txt").write_text(f"[{group}]\n{name} = {name}_module:{target}\n")
         tmp_path.joinpath(f"{name}_module.py").write_text(source)
 
     return put
@@ -166,3 +166,30 @@ def test_help_is_there_for_every_command(command, arguments):
     done = command(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: python -m trainer_core")
+
+
+COMMAND = """
+def greet(parser):
+    \"\"\"Says hello.\"\"\"
+    parser.add_argument("whom")
+    return lambda given: print("hello", given.whom) or 3
+"""
+
+
+def test_a_distribution_offers_a_command(command, install):
+    install("greet", COMMAND, "trainer_core.commands", "greet")
+    done = command("greet", "world")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "hello world\n", "")
+    assert "Says hello." in command("greet", "--help").stdout
+    assert "greet     (of greet-dist)" in command("--help").stdout
+
+
+def test_a_broken_command_is_said_by_name_and_breaks_no_other(command, install):
+    install("greet", BROKEN, "trainer_core.commands", "greet")
+    done = command("greet", "world")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "python -m trainer_core: greet: the command greet_module:greet cannot be loaded (RuntimeError: worms). "
+        "Repair or uninstall its distribution.\n",
+    )
+    assert command("machine").returncode == 0

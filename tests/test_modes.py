@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from tests.test_step import causal_rows, llama
 from tests.toys import Classifier, Gradients, Rows, named_rows, pairs, table, trained, trainer_for, weights_of
-from trainer_core import SettingsError, Trainer, modes
+from trainer_core import SettingsError, Trainer, TrainingArguments, modes
 from trainer_core.data.reading import is_shared_out
 from trainer_core.errors import DataError
 from trainer_core.modes import refuse_unshared
@@ -128,9 +128,10 @@ def test_a_model_names_its_main_input():
     assert modes.main_input(model, {"x": Y, "pixels": X}) is X
 
 
-def test_a_transformers_model_names_what_predictions_leave_out():
-    assert modes.keys_to_ignore(llama()) == ["past_key_values"]
-    assert modes.keys_to_ignore(Classifier()) == []
+def test_a_transformers_model_names_what_predictions_leave_out(tmp_path):
+    args = TrainingArguments(tmp_path)
+    assert modes.keys_to_ignore(Trainer(model=llama(), args=args)) == ["past_key_values"]
+    assert modes.keys_to_ignore(Trainer(model=Classifier(), args=args)) == []
 
 
 def test_an_evaluation_needs_a_dataset(tmp_path):

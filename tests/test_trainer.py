@@ -539,7 +539,7 @@ class Model(torch.nn.Module):
     def forward(self, x):
         return {"loss": self.head(x).square().mean()}
 
-args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, block_plugins=["logging", "console", "checkpointing"])
+args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, block_plugins=["logging", "console", "checkpointing", "hub_push", "tuning"])
 Trainer(Model(), args, train_dataset=TensorDataset(torch.ones(8, 4))).train()
 after = state()
 assert after[:4] == before[:4], [pair for pair in zip(before, after) if pair[0] != pair[1]]
@@ -612,3 +612,95 @@ def test_a_loss_override_that_cannot_give_outputs_is_refused():
 
     with pytest.raises(SettingsError, match="compute_loss: its override needs the argument `return_outputs`"):
         Short(model=nn.Linear(2, 2))
+
+
+# Work that plugins do ----------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """Answers the questions that methods of Trainer ask."""
+
+    def push(self, trainer, commit_message, blocking, options):
+        return commit_message, blocking, options
+
+    def write_model_card(self, options):
+        return options
+
+    def search_hyperparameters(self, options):
+        return options
+
+
+BLOCKED = {"block_plugins": ["console", "logging", "checkpointing", "hub_push", "tuning"]}
+
+
+def test_pushing_cards_and_searches_are_asked_of_plugins(make_trainer):
+    trainer = make_trainer(given={"plugins": [Asked()]}, **BLOCKED)
+    assert trainer.push_to_hub("first", blocking=False, tags=["a"]) == ("first", False, {"tags": ["a"]})
+    assert trainer.create_model_card(language="en") == {"language": "en"}
+    found = trainer.hyperparameter_search(n_trials=3, direction="maximize", sampler="s")
+    assert found == {
+        "hp_space": None,
+        "compute_objective": None,
+        "n_trials": 3,
+        "direction": "maximize",
+        "backend": None,
+        "hp_name": None,
+        "sampler": "s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "distribution"),
+    [
+        ("push_to_hub", "trainer-core-hub-push"),
+        ("create_model_card", "trainer-core-hub-push"),
+        ("hyperparameter_search", "trainer-core-tuning"),
+    ],
+)
+def test_a_method_whose_plugin_is_not_there_says_what_to_install(make_trainer, method, distribution):
+    with pytest.raises(PluginError, match=f"{method}: no plugin does this. Install {distribution} or unblock"):
+        getattr(make_trainer(**BLOCKED), method)()
+
+
+def test_train_hands_a_trial_to_model_init(make_trainer, make_model):
+    trials = []
+
+    def model_init(trial):
+        trials.append(trial)
+        return make_model()
+
+    make_trainer(given={"model_init": model_init}).train(trial="seventh")
+    assert trials == [None, "seventh"]
+
+
+def test_train_leaves_keys_out_of_the_predictions_of_its_evaluations(make_trainer, make_rows):
+    shapes = []
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x, labels=None):
+            logits = self.layer(x)
+            return {"loss": functional.cross_entropy(logits, labels), "logits": logits, "hidden": x}
+
+    def compute_metrics(prediction):
+        shapes.append(type(prediction.predictions).__name__)
+        return {}
+
+    rows = make_rows(8)
+    given = {"model": Two(), "train_dataset": rows, "eval_dataset": rows, "compute_metrics": compute_metrics}
+    trainer = make_trainer(given=given, eval_strategy="epoch")
+    trainer.train(ignore_keys_for_eval=["hidden"])
+    trainer.evaluate()
+    assert (shapes[0], shapes[-1]) == ("ndarray", "tuple")
+
+
+def test_what_is_known_of_processes_samples_and_decay(make_trainer, make_rows):
+    trainer = make_trainer(given={"eval_dataset": make_rows(7)})
+    assert trainer.is_world_process_zero()
+    assert trainer.is_local_process_zero()
+    assert trainer.num_examples(trainer.get_eval_dataloader()) == 7
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    assert trainer.get_decay_parameter_names(model) == ["0.weight"]

@@ -14,7 +14,7 @@ from trainer_core import Trainer, TrainingArguments
 
 torch.set_num_threads(1)
 
-BLOCKED = ["logging", "checkpointing", "console"]
+BLOCKED = ["logging", "checkpointing", "console", "hub_push", "tuning"]
 
 
 class Classifier(nn.Module):

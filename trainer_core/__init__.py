@@ -14,7 +14,8 @@ Where to begin reading:
     bus          who listens, in which order, at what cost
     trainer      the user's face
 
-Names are imported when they are first used: `import trainer_core` itself costs almost nothing.
+Names are imported when they are first used: `import trainer_core` itself costs almost nothing. A plugin's distribution
+may offer names of its own here, through the entry-point group `trainer_core.names`.
 """
 
 from __future__ import annotations
@@ -94,11 +95,27 @@ __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605 # the table above is
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        value = _of_a_plugin(name)
     globals()[name] = value
     return value
+
+
+def _of_a_plugin(name: str) -> Any:
+    """Gives a name that an installed plugin offers here."""
+    from importlib.metadata import entry_points
+
+    offered = () if name.startswith("_") else tuple(entry_points(group=f"{__name__}.names", name=name))
+    if not offered:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_where_from(name)}")
+    return offered[0].load()
+
+
+def _where_from(name: str) -> str:
+    names = importlib.import_module(f"{__name__}.settings.names")
+    return f". Install it: pip install {names.distribution_of(names.NAME_OF[name])}." if name in names.NAME_OF else ""
 
 
 def __dir__() -> list[str]:

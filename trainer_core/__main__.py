@@ -5,7 +5,9 @@
     python -m trainer_core schema                the JSON schema of a settings file
     python -m trainer_core explain RUN STEP      what happened after an update, and who asked for it
 
-None of them imports torch, unless a plugin does.
+None of them imports torch, unless a plugin does. A plugin's distribution may offer further commands through the
+entry-point group `trainer_core.commands`: a function that takes the command's parser, adds arguments to it, and gives
+the function that does the work and gives the exit code. The first line of its docstring says what the command does.
 """
 
 from __future__ import annotations
@@ -14,14 +16,24 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Final
 
-from trainer_core.errors import TrainerCoreError
+from trainer_core.errors import PluginError, TrainerCoreError
+from trainer_core.settings.names import COMMAND_OF, distribution_of
+
+GROUP: Final = "trainer_core.commands"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks and gives the exit code: 0, 1 for what cannot be answered, 2 for misuse."""
-    given = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        given = parser(words[0] if words else "").parse_args(words)
+    except PluginError as error:
+        print(f"python -m trainer_core: {error}", file=sys.stderr)
+        return 1
     try:
         code: int = given.command(given)
     except TrainerCoreError as error:
@@ -30,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """Gives the parser of the command line."""
+def parser(wanted: str = "") -> argparse.ArgumentParser:
+    """Gives the parser of the command line, `wanted` among the commands of plugins ready to use.
+
+    Raises:
+        PluginError: the plugin of the wanted command is broken, or not installed.
+    """
     whole = argparse.ArgumentParser(prog="python -m trainer_core", description=(__doc__ or "").partition("\n")[0])
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command, told in COMMANDS.items():
@@ -43,7 +59,29 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("output_dir", type=Path, help="folder of the run, or its journal file")
             one.add_argument("step", type=_step, help="number of an update; 0 is before the first")
             one.add_argument("--rank", type=_step, default=0, help="whose journal to read (default: %(default)s)")
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        one = commands.add_parser(point.name, help=f"(of {point.dist.name})" if point.dist is not None else None)
+        if point.name == wanted:
+            _complete(one, point)
+    if wanted in COMMAND_OF and wanted not in commands.choices:
+        owner = COMMAND_OF[wanted]
+        raise PluginError(
+            f"{wanted}: belongs to the plugin {owner!r}. Install it: pip install {distribution_of(owner)}."
+        )
     return whole
+
+
+def _complete(command: argparse.ArgumentParser, point: EntryPoint) -> None:
+    """Lets a plugin add the arguments of its command."""
+    try:
+        offered = point.load()
+        command.set_defaults(command=offered(command), prog=command.prog)
+    except Exception as error:
+        raise PluginError(
+            f"{point.name}: the command {point.value} cannot be loaded ({type(error).__name__}: {error}). "
+            f"Repair or uninstall its distribution."
+        ) from error
+    command.description = (offered.__doc__ or "").partition("\n")[0]
 
 
 def machine(given: argparse.Namespace) -> int:

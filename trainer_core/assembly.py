@@ -15,6 +15,7 @@ from trainer_core.errors import ModelError, PluginError, SettingsError, did_you_
 from trainer_core.process import own_random_states
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.settings.discovery import installed_plugins
+from trainer_core.settings.names import PLUGIN_OF_METHOD, distribution_of
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -76,7 +77,7 @@ def new_model(trainer: Trainer) -> nn.Module:
         parameters = inspect.signature(trainer.model_init).parameters.values()
         takes_trial = any(p.name == "trial" or (p.default is p.empty and p.kind in _POSITIONAL) for p in parameters)
         try:
-            model = trainer.model_init(None) if takes_trial else trainer.model_init()
+            model = trainer.model_init(trainer.trial) if takes_trial else trainer.model_init()
         except Exception as error:
             error.add_note("raised in model_init")
             raise
@@ -137,12 +138,30 @@ def free_name(trainer: Trainer, name: str) -> str:
     return free
 
 
+def ask_plugin(trainer: Trainer, hook: str, method: str, **context: Any) -> Any:
+    """Asks the plugin that does the work of one of Trainer's methods.
+
+    Raises:
+        PluginError: there is none.
+    """
+    if not trainer.bus.listens(hook):
+        plugin = PLUGIN_OF_METHOD[method]
+        raise PluginError(
+            f"{method}: no plugin does this. Install {distribution_of(plugin)} or unblock {plugin!r}, "
+            f"or pass a plugin with the hook {hook}."
+        )
+    return trainer.bus.ask(hook, trainer=trainer, **context)
+
+
 def check_train_arguments(others: Mapping[str, Any]) -> None:
     """Refuses arguments that `train` does not have."""
     if others:
-        known = ["resume_from_checkpoint"]
+        known = ("resume_from_checkpoint", "trial", "ignore_keys_for_eval")
         raise SettingsError(
-            [f"train: unknown argument {name!r}.{did_you_mean(name, known)} It takes {known[0]}." for name in others]
+            [
+                f"train: unknown argument {name!r}.{did_you_mean(name, known)} It takes {', '.join(known)}."
+                for name in others
+            ]
         )
 
 

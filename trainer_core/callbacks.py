@@ -35,6 +35,7 @@ EVENTS: Final = (
     "on_save",
     "on_log",
     "on_prediction_step",
+    "on_push_begin",
 )
 
 

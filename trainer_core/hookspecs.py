@@ -126,6 +126,11 @@ def on_save(trainer: Trainer, checkpoint: Path) -> None:
 
 
 @hookspec
+def on_push_begin(trainer: Trainer) -> None:
+    """A push of the model or a checkpoint is about to begin or to be queued; on the main rank alone."""
+
+
+@hookspec
 def on_epoch_end(trainer: Trainer) -> None:
     """An epoch closes: its data is used up, or the run stops for good in the middle of it."""
 
@@ -175,11 +180,37 @@ def read_checkpoint(trainer: Trainer, source: str | bool) -> Path | None:
 
 
 @hookspec(firstresult=True)
+def fetch_checkpoint(trainer: Trainer, source: str) -> Path | None:
+    """Asked in phase INIT, on every rank, when a run is to resume from a name that is no folder here.
+
+    Gives the folder into which the checkpoint was fetched; None for a name of another kind.
+    """
+
+
+@hookspec(firstresult=True)
 def read_best_model(trainer: Trainer) -> Path | None:
     """Asked in phase STOP, on every rank: loads the best model's weights if the settings want that.
 
     Gives the folder that was loaded.
     """
+
+
+@hookspec(firstresult=True)
+def push(trainer: Trainer, commit_message: str, blocking: bool, options: Mapping[str, Any]) -> Any | None:
+    """Asked by `Trainer.push_to_hub`, on every rank: pushes the model and its card to where models are shared.
+
+    Gives what the pushing tells of the commit; with `blocking` False something that can be waited for.
+    """
+
+
+@hookspec(firstresult=True)
+def write_model_card(trainer: Trainer, options: Mapping[str, Any]) -> Path | None:
+    """Asked by `Trainer.create_model_card`, on every rank: writes the model's card and gives its file."""
+
+
+@hookspec(firstresult=True)
+def search_hyperparameters(trainer: Trainer, options: Mapping[str, Any]) -> Any | None:
+    """Asked by `Trainer.hyperparameter_search`, on every rank: trains with many settings and gives the best run."""
 
 
 HOOKS: Final[Mapping[str, bool]] = {

@@ -87,9 +87,11 @@ def main_input(model: nn.Module, inputs: Any) -> Any:
     return inputs[0] if isinstance(inputs, tuple | list) else inputs
 
 
-def keys_to_ignore(model: nn.Module) -> list[str]:
-    """Gives the outputs that a transformers model wants left out of predictions."""
-    return list(getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ()))
+def keys_to_ignore(trainer: Trainer) -> list[str]:
+    """Gives the outputs to leave out of predictions: what `train` was told, else what a transformers model wants."""
+    if trainer.is_in_train and trainer.ignore_keys_for_eval is not None:
+        return list(trainer.ignore_keys_for_eval)
+    return list(getattr(getattr(trainer.model, "config", None), "keys_to_ignore_at_inference", ()))
 
 
 def refuse_unshared(trainer: Trainer, loader: Iterable[Any], method: str) -> None:

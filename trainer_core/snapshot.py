@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +97,9 @@ def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
         raise CheckpointError(
             "resume_from_checkpoint: no plugin reads checkpoints. Install or unblock trainer-core-checkpointing."
         )
+    if isinstance(source, str) and not Path(source).exists():
+        fetched = trainer.bus.ask("fetch_checkpoint", trainer=trainer, source=source)
+        source = source if fetched is None else str(fetched)
     folder = trainer.bus.ask("read_checkpoint", trainer=trainer, source=source)
     if folder is None:
         raise CheckpointError(

@@ -30,7 +30,7 @@ from trainer_core.errors import PluginError
 from trainer_core.evaluate import EvalLoopOutput, Evaluation, PredictionOutput, plain
 from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
-from trainer_core.optim.optimizers import create_optimizer
+from trainer_core.optim.optimizers import create_optimizer, decay_parameter_names
 from trainer_core.optim.schedules import create_schedule
 from trainer_core.phases import Signal
 from trainer_core.plan import Plan
@@ -106,7 +106,7 @@ class Trainer:
     ) -> None:
         self.args = args if args is not None else TrainingArguments()
         more_callbacks = assembly.check_arguments(self, locals(), others)
-        self.model_init = model_init
+        self.model_init, self.trial = model_init, None
         self.model: nn.Module = model if model is not None else assembly.new_model(self)
         self.model_wrapped: nn.Module = self.model
         self.train_dataset = train_dataset
@@ -124,6 +124,7 @@ class Trainer:
         self.scaler: torch.amp.GradScaler | None = None
         self.running: Running | None = None
         self.outcome: Outcome = ""
+        self.ignore_keys_for_eval: Sequence[str] | None = None
         self.stop_request: Request | None = None
         self.resumed_from: Path | None = None
         self.loaded_best_from: Path | None = None
@@ -138,12 +139,20 @@ class Trainer:
 
     # Running
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **others: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Sequence[str] | None = None,
+        **others: Any,
+    ) -> TrainOutput:
         """Trains until the plan is done, a plugin stops the run, or it is interrupted.
 
         Args:
             resume_from_checkpoint: a checkpoint's folder, or True for the newest one in `output_dir`; None for what the
                 setting of that name says.
+            trial: what `model_init` gets, if it takes an argument.
+            ignore_keys_for_eval: model outputs to leave out of the predictions of evaluations in this run.
             others: none; a misspelt name is answered with the right one.
 
         Raises:
@@ -154,6 +163,7 @@ class Trainer:
             raise PluginError("train: is running already, and a hook called it again. Ask with request() instead.")
         if resume_from_checkpoint is None:
             resume_from_checkpoint = getattr(self.args, "resume_from_checkpoint", None)
+        self.trial, self.ignore_keys_for_eval = trial, ignore_keys_for_eval
         self.running = Running(self, resume_from_checkpoint)
         with self.running as running:
             running.loop.run()
@@ -214,7 +224,7 @@ class Trainer:
     ) -> EvalLoopOutput:
         """Goes over `dataloader` once without gradients; may be overridden."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        keys = ignore_keys if ignore_keys is not None else modes.keys_to_ignore(self.model)
+        keys = ignore_keys if ignore_keys is not None else modes.keys_to_ignore(self)
         return Evaluation(self, metric_key_prefix, loss_only=loss_only, ignore_keys=keys).run(dataloader)
 
     def plan(self) -> Plan:
@@ -383,7 +393,84 @@ class Trainer:
             write_model(self.model, folder, self.processing_class)
         self.ranks.barrier()
 
+    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True, **options: Any) -> Any:
+        """Saves the model, writes its card and pushes both, through the plugin that pushes.
+
+        Args:
+            commit_message: title of the commit.
+            blocking: wait until it is pushed; else what is given can be waited for.
+            options: further options of the plugin, among them those of `create_model_card`.
+
+        Raises:
+            PluginError: no plugin pushes.
+        """
+        context = {"commit_message": commit_message, "blocking": blocking, "options": options}
+        return assembly.ask_plugin(self, "push", "push_to_hub", **context)
+
+    def create_model_card(self, **options: Any) -> Path:
+        """Writes the model's card (README.md) into `output_dir`, through the plugin that writes cards.
+
+        Args:
+            options: `language`, `license`, `tags`, `model_name`, `finetuned_from`, `tasks`, `dataset_tags`, `dataset`,
+                `dataset_args`.
+
+        Raises:
+            PluginError: no plugin writes cards.
+        """
+        card: Path = assembly.ask_plugin(self, "write_model_card", "create_model_card", options=options)
+        return card
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], Mapping[str, Any]] | None = None,
+        compute_objective: Callable[[Mapping[str, float]], Any] | None = None,
+        n_trials: int = 20,
+        direction: str | Sequence[str] = "minimize",
+        backend: str | None = None,
+        hp_name: Callable[[Any], str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Trains with many settings and gives the best run, through the plugin that searches; needs `model_init`.
+
+        Args:
+            hp_space: from a trial to names of settings and their values.
+            compute_objective: from metrics to the number to optimize, or to several.
+            n_trials: how many settings to try.
+            direction: "minimize" or "maximize"; one for each number.
+            backend: the plugin's library.
+            hp_name: from a trial to the name of its run.
+            options: further options of the plugin.
+
+        Raises:
+            PluginError: no plugin searches.
+        """
+        options |= {
+            "hp_space": hp_space,
+            "compute_objective": compute_objective,
+            "n_trials": n_trials,
+            "direction": direction,
+            "backend": backend,
+            "hp_name": hp_name,
+        }
+        return assembly.ask_plugin(self, "search_hyperparameters", "hyperparameter_search", options=options)
+
     # What is known
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this process is rank 0 of all."""
+        return self.ranks.is_main
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this process is the first of its node."""
+        return self.ranks.local_rank == 0
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        """Gives the number of samples in a loader's dataset, over all ranks."""
+        return len(dataloader.dataset)  # type: ignore[arg-type] # one without a length raises TypeError
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Gives the names of the parameters that weight decay acts on: all but biases and those of norm layers."""
+        return decay_parameter_names(model)
 
     @cached_property
     def accelerator(self) -> Accelerator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn, Self
 
@@ -149,6 +150,8 @@ class TrainingArguments(
         flat = words.aliases.get(name, name)
         if flat in words.flat or flat in words.switches:
             return self._flat(words, flat)
+        if (method := words.methods.get(name)) is not None and method.section in self._sections:
+            return partial(getattr(self._sections[method.section], method.field), self)
         if name in names.OFF:
             return names.OFF[name][0]
         what, remedy = words.unknown(name)

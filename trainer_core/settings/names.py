@@ -113,6 +113,19 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
 
 OUR_PLUGINS: Final = frozenset(PLUGIN_OF.values())
 
+NAME_OF: Final[Mapping[str, str]] = {"EarlyStoppingCallback": "early_stopping", "BestRun": "tuning"}
+"""Public name of `trainer_core` that one of our plugins offers -> the plugin."""
+
+PLUGIN_OF_METHOD: Final[Mapping[str, str]] = {
+    "push_to_hub": _HUB,
+    "create_model_card": _HUB,
+    "hyperparameter_search": "tuning",
+}
+"""Method of Trainer -> the plugin that does its work."""
+
+COMMAND_OF: Final[Mapping[str, str]] = {"push": _HUB}
+"""Command of `python -m trainer_core` that one of our plugins offers -> the plugin."""
+
 
 OFF: Final[Mapping[str, tuple[object, ...]]] = {
     "report_to": (None, "none", [], ["none"]),

@@ -43,6 +43,8 @@ class Section(BaseModel):
     switch: ClassVar[str | None] = None
     """Flat name that alone turns the plugin on; `None` or `False` means off, and then its other flat names are
     mistakes. It need not stand in `flat`: then it is a plain True or False."""
+    methods: ClassVar[Mapping[str, str]] = {}
+    """Name on `TrainingArguments` -> method of this section, which is called with the arguments first."""
     on_by_default: ClassVar[bool] = False
     """Whether the section is present unless `name=None` or `name=False` is given."""
 

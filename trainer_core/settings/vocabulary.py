@@ -48,6 +48,8 @@ class Vocabulary:
     """Other spelling of a plugin's flat name -> flat name."""
     warned: frozenset[str]
     """Aliases whose use is logged as a warning."""
+    methods: Mapping[str, Place]
+    """Method of the arguments -> the method of a section that does its work."""
 
     def field(self, place: Place) -> FieldInfo:
         """Gives what is known of a field."""
@@ -106,7 +108,8 @@ def build_vocabulary(core: type[BaseModel], plugins: tuple[tuple[str, type], ...
         if hasattr(core, name):
             raise PluginError(f"plugin {name!r}: has the name of an attribute of {core.__name__}. Rename it.")
         _claim(owners, name, name)
-        for flat in dict.fromkeys([*section.flat, *([section.switch] if section.switch else []), *section.aliases]):
+        switch = [section.switch] if section.switch else []
+        for flat in dict.fromkeys([*section.flat, *switch, *section.aliases, *section.methods]):
             if flat != name or flat in section.flat:  # a section may have its switch's name: the two mean one thing
                 _claim(owners, flat, name)
         _check_targets(name, section)
@@ -118,6 +121,9 @@ def build_vocabulary(core: type[BaseModel], plugins: tuple[tuple[str, type], ...
         switches={section.switch: name for name, section in sections.items() if section.switch is not None},
         aliases={alias: flat for section in sections.values() for alias, flat in section.aliases.items()},
         warned=frozenset(alias for section in sections.values() for alias in section.warn_aliases),
+        methods={
+            method: Place(name, own) for name, section in sections.items() for method, own in section.methods.items()
+        },
     )
 
 
@@ -137,6 +143,9 @@ def _claim(owners: dict[str, str], name: str, plugin: str) -> None:
 
 
 def _check_targets(plugin: str, section: type[Section]) -> None:
+    for method, own in section.methods.items():
+        if not callable(getattr(section, own, None)):
+            raise PluginError(f"plugin {plugin!r}: method {method!r} stands for none of its section, got {own!r}.")
     for flat, field in section.flat.items():
         if field not in section.model_fields:
             raise PluginError(f"plugin {plugin!r}: flat name {flat!r} stands for no field, got {field!r}. Correct it.")
