@@ -482,7 +482,8 @@ def test_blocked_plugins_are_not_imported():
 import sys
 from trainer_core import Trainer, TrainingArguments
 from torch import nn
-Trainer(nn.Linear(1, 1), TrainingArguments("x", block_plugins=["logging", "console", "checkpointing", "hub_push", "tuning"]))
+blocked = ["logging", "console", "checkpointing", "hub_push", "tuning"]
+Trainer(nn.Linear(1, 1), TrainingArguments("x", block_plugins=blocked))
 print([name for name in sys.modules if name.startswith(("trainer_core_", "trainer_core.console"))])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

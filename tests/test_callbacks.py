@@ -340,53 +340,52 @@ def test_the_memory_of_a_callback_comes_back_and_that_of_an_absent_one_is_kept(m
     assert again["plugins"] == {"Counting": {"steps": 100}, "Absent": {"x": 1}}
 
 
-# Callbacks that were written for transformers ---------------------------------------------------------------------
+# What a method takes ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def theirs():
-    return pytest.importorskip("transformers")
+class Naming(TrainerCallback):
+    """Names what it wants, and takes no other keyword."""
+
+    def __init__(self):
+        self.got = []
+
+    def on_log(self, args, state, control, logs):
+        self.got.append(sorted(logs))
+
+    def on_step_end(self, args, state, control, *, optimizer, model=None):
+        self.got.append((type(optimizer).__name__, type(model).__name__))
 
 
-class WithBestModel(TrainingArguments):
-    """Has the option that transformers' callback reads and the blocked checkpointing plugin would bring."""
-
-    load_best_model_at_end: bool = False
-
-
-def test_transformers_printer_prints_our_rows(theirs, make_trainer, capsys):
-    trainer = make_trainer(given={"callbacks": [theirs.PrinterCallback, theirs.ProgressCallback()]}, max_steps=2)
-    trainer.log({"loss": 0.123456})
-    trainer.train()
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "{'loss': '0.1235', 'epoch': '0', 'step': 0}"
-    assert list(trainer.bus.members) == ["PrinterCallback", "ProgressCallback"]
+def test_a_callback_without_kwargs_gets_what_it_names(make_trainer, make_model):
+    naming = Naming()
+    make_trainer(given={"callbacks": [naming]}, max_steps=1).train()
+    assert naming.got[0] == ("AdamW", type(make_model()).__name__)
+    assert "train_loss" in naming.got[1]
 
 
-def test_transformers_early_stopping_stops_when_the_metric_no_longer_improves(theirs, make_trainer, make_args):
-    scores = iter([0.5, 0.6, 0.6, 0.6, 0.9])
-    options = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "accuracy"}
-    args = WithBestModel(**{**make_args().to_dict(), **options})
-
-    class Scored(Trainer):
-        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-            metrics = {"eval_accuracy": next(scores)}
-            self.bus.tell("on_evaluate", trainer=self, metrics=metrics)
-            return metrics
-
-    stopping = theirs.EarlyStoppingCallback(early_stopping_patience=2)
-    trainer = make_trainer(Scored, given={"args": args, "callbacks": [stopping]})
-    trainer.train()
-    assert (trainer.state.global_step, trainer.outcome) == (4, "stopped")
-    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.6, 2)
-    assert trainer.stop_request.by == "EarlyStoppingCallback"
+class Short(TrainerCallback):
+    def on_step_end(self, args, state):
+        return None
 
 
-def test_a_control_of_transformers_is_understood(theirs, make_trainer):
-    class Theirs(theirs.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            return theirs.TrainerControl(should_training_stop=state.global_step == 2)
+def test_a_callback_that_takes_too_little_is_refused_when_it_is_added(make_trainer):
+    with pytest.raises(PluginError) as caught:
+        make_trainer(given={"callbacks": [Short]})
+    assert str(caught.value) == (
+        "callback 'Short': on_step_end must take args, state and control, got on_step_end(args, state). "
+        "Write on_step_end(self, args, state, control, **kwargs)."
+    )
 
-    trainer = make_trainer(given={"callbacks": [Theirs()]})
-    trainer.train()
-    assert (trainer.state.global_step, trainer.stop_request.by) == (2, "Theirs")
+
+def test_the_eval_dataloader_is_in_the_context_from_the_first_evaluation_on(make_trainer):
+    seen = {}
+
+    class Looking(TrainerCallback):
+        def on_train_begin(self, args, state, control, eval_dataloader=None, **kwargs):
+            seen["before"] = eval_dataloader
+
+        def on_evaluate(self, args, state, control, eval_dataloader=None, **kwargs):
+            seen["after"] = len(eval_dataloader.dataset)
+
+    make_trainer(given={"callbacks": [Looking]}, eval_strategy="epoch").train()
+    assert seen == {"before": None, "after": 40}

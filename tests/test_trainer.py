@@ -539,7 +539,8 @@ class Model(torch.nn.Module):
     def forward(self, x):
         return {"loss": self.head(x).square().mean()}
 
-args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, block_plugins=["logging", "console", "checkpointing", "hub_push", "tuning"])
+blocked = ["logging", "console", "checkpointing", "hub_push", "tuning"]
+args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, block_plugins=blocked)
 Trainer(Model(), args, train_dataset=TensorDataset(torch.ones(8, 4))).train()
 after = state()
 assert after[:4] == before[:4], [pair for pair in zip(before, after) if pair[0] != pair[1]]

@@ -104,8 +104,18 @@ class CallbackPlugin:
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
             self.state_dict = callback.state_dict
             self.load_state_dict = callback.load_state_dict
+        elif hasattr(callback, "state") and hasattr(callback, "from_state"):
+            self.state_dict = callback.state
+            self.load_state_dict = self._load_exported
+
+    def _load_exported(self, state: Mapping[str, Any]) -> None:
+        """Takes over what transformers' exportable state holds; its arguments stay those that the user passed now."""
+        for attribute, value in state["attributes"].items():
+            setattr(self.callback, attribute, value)
 
     def _hook(self, event: str, function: Callable[..., Any]) -> Callable[..., None]:
+        function = _taking_what_it_names(function, event, self.name)
+
         def with_metrics(trainer: Trainer, metrics: Any) -> None:
             self._call(trainer, event, function, metrics=metrics)
 
@@ -157,6 +167,34 @@ class CallbackPlugin:
             control.should_log = False
             if trainer.is_in_train:
                 trainer.log_training_row()
+
+
+def _taking_what_it_names(function: Callable[..., Any], event: str, name: str) -> Callable[..., Any]:
+    """Gives an event that ignores what the callback's method does not take of the keyword context.
+
+    Raises:
+        PluginError: it does not take args, state and control.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return function  # of a C extension: nothing is known
+    parameters = signature.parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return function
+    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+
+    def event_of_fewer(args: Any, state: Any, control: Any, **context: Any) -> Any:
+        return function(args, state, control, **{key: value for key, value in context.items() if key in named})
+
+    try:
+        signature.bind(None, None, None, **dict.fromkeys(named - set(list(signature.parameters)[:3])))
+    except TypeError:
+        raise PluginError(
+            f"callback {name!r}: {event} must take args, state and control, got {event}{signature}. "
+            f"Write {event}(self, args, state, control, **kwargs)."
+        ) from None
+    return event_of_fewer
 
 
 def adapt(candidate: object, name: str) -> object:

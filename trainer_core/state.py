@@ -57,6 +57,9 @@ class TrainerState:
         best_global_step: the update at which it was measured.
         best_model_checkpoint: path of the checkpoint that holds the best model.
         stopped_by: who ended the run for good, and why; None while it may go on.
+        is_hyper_param_search: whether the run is one of many that search for good settings.
+        trial_name: of the run among these.
+        trial_params: the settings that the run tries.
     """
 
     epoch: float = 0.0
@@ -80,6 +83,9 @@ class TrainerState:
     last_save_step: int = -1
     is_local_process_zero: bool = True
     is_world_process_zero: bool = True
+    is_hyper_param_search: bool = False
+    trial_name: str | None = None
+    trial_params: dict[str, Any] | None = None
 
     def counters(self) -> dict[str, Any]:
         """Gives everything that a checkpoint keeps, but the log history, as a JSON-able mapping."""
@@ -97,7 +103,13 @@ class TrainerState:
             setattr(self, name, counters[name])
 
 
-_OF_THIS_PROCESS = ("is_local_process_zero", "is_world_process_zero")
+_OF_THIS_PROCESS = (
+    "is_local_process_zero",
+    "is_world_process_zero",
+    "is_hyper_param_search",
+    "trial_name",
+    "trial_params",
+)
 _OF_THE_SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
 
 

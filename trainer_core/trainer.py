@@ -83,6 +83,7 @@ class Trainer:
     """
 
     train_dataloader: Any = None
+    eval_dataloader: Any = None
     train_stream: BatchStream
 
     def __init__(
@@ -223,6 +224,7 @@ class Trainer:
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Goes over `dataloader` once without gradients; may be overridden."""
+        self.eval_dataloader = dataloader
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         keys = ignore_keys if ignore_keys is not None else modes.keys_to_ignore(self)
         return Evaluation(self, metric_key_prefix, loss_only=loss_only, ignore_keys=keys).run(dataloader)
@@ -372,7 +374,7 @@ class Trainer:
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "train_dataloader": self.train_dataloader,
-            "eval_dataloader": None,
+            "eval_dataloader": self.eval_dataloader,
         }
 
     def state_dict(self) -> dict[str, Any]:
