@@ -422,3 +422,29 @@ def test_flat_nested_and_written_settings_are_equal(core, rows):
 def test_not_wanting_what_is_not_installed_is_no_mistake(name, value):
     args = TrainingArguments("x", **{name: value})
     assert not getattr(args, name)
+
+
+# What the launcher says ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "fp16"])
+def test_the_launchers_precision_is_taken_where_the_settings_say_none(monkeypatch, wanted):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", wanted)
+    args = TrainingArguments()
+    assert (args.bf16, args.fp16) == (wanted == "bf16", wanted == "fp16")
+    assert args.sources[wanted] == "follows from environment ACCELERATE_MIXED_PRECISION"
+
+
+@pytest.mark.parametrize("given", [{"bf16": False}, {"fp16": True}])
+def test_settings_win_over_the_launchers_precision(monkeypatch, given):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = TrainingArguments(**given)
+    assert (args.bf16, args.fp16) == (False, given.get("fp16", False))
+
+
+def test_a_precision_that_is_not_offered_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    assert mistakes() == [
+        "mixed_precision: is not offered, got 'fp8' (from environment ACCELERATE_MIXED_PRECISION). "
+        "Launch with no, bf16 or fp16."
+    ]

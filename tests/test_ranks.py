@@ -56,3 +56,10 @@ def test_an_accelerator_that_the_user_made_is_shared(tmp_path):
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     assert create_accelerator(trainer_for(tmp_path, Classifier()).args).state.mixed_precision == "bf16"
     assert accelerator.num_processes == 1
+
+
+def test_a_launchers_wish_for_shards_that_accelerate_passes_over_on_the_cpu_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    create_accelerator(trainer_for(tmp_path, Classifier()).args)
+    told = "launch: FSDP works on accelerators alone; the model is replicated on each of 1 rank(s)."
+    assert [record.getMessage() for record in caplog.records if record.name == "trainer_core.ranks"] == [told]

@@ -7,6 +7,7 @@ With one process every call returns at once.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from trainer_core.settings.arguments import TrainingArguments
+
+logger = logging.getLogger("trainer_core.ranks")
 
 
 def create_accelerator(args: TrainingArguments) -> Accelerator:
@@ -52,10 +55,24 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
             f"launch: {launched} processes were started and each of them believes that it is alone. "
             f"Start them with `torchrun` and, without an accelerator, set ACCELERATE_USE_CPU=true."
         )
+    _check_sharding(accelerator)
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_group)
         atexit.register(_leave_group)
     return accelerator
+
+
+def _check_sharding(accelerator: Accelerator) -> None:
+    """Refuses a launcher's wish for sharded models; where Accelerate itself passed over it, that is said."""
+    for method, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if accelerator.distributed_type.value == method.upper():
+            raise DistributedError(
+                f"launch: {method} is not offered yet, got {variable}=true. Launch with --multi_gpu; models are "
+                f"replicated on each rank."
+            )
+        if os.environ.get(variable) == "true":
+            told = "launch: %s works on accelerators alone; the model is replicated on each of %d rank(s)."
+            logger.warning(told, method, accelerator.num_processes)
 
 
 def _leave_group() -> None:

@@ -5,6 +5,7 @@ Both are asked when every single value is valid.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,9 @@ from trainer_core.settings.section import DEFAULT, Given, problem
 
 if TYPE_CHECKING:
     from trainer_core.settings.arguments import TrainingArguments
+
+LAUNCHED_PRECISION: Final = "ACCELERATE_MIXED_PRECISION"
+"""Environment variable in which `accelerate launch` hands on its option --mixed_precision."""
 
 COMPILE_OPTIONS: Final = ("torch_compile_backend", "torch_compile_mode")
 
@@ -34,7 +38,15 @@ def derived_values(args: TrainingArguments) -> dict[str, tuple[object, str]]:
     hows = [name for name in COMPILE_OPTIONS if getattr(args, name) is not None]
     if hows and args.sources["torch_compile"] == DEFAULT:
         found["torch_compile"] = (True, hows[0])
-    return found
+    return found | _precision_of_the_launcher(args)
+
+
+def _precision_of_the_launcher(args: TrainingArguments) -> dict[str, tuple[object, str]]:
+    """Gives the number format that `accelerate launch` was told, unless the settings say one."""
+    wanted = os.environ.get(LAUNCHED_PRECISION, "")
+    if wanted not in ("bf16", "fp16") or any(args.sources[name] != DEFAULT for name in ("bf16", "fp16")):
+        return {}
+    return {wanted: (True, f"environment {LAUNCHED_PRECISION}")}
 
 
 def core_contradictions(args: TrainingArguments) -> Iterator[str]:
@@ -73,6 +85,13 @@ def _one_number_format(args: TrainingArguments) -> Iterator[str]:
             yield _tell(args, other, f"contradicts {half}=True", "Keep one of the two.")
 
 
+def _launched_precision(args: TrainingArguments) -> Iterator[str]:
+    wanted = os.environ.get(LAUNCHED_PRECISION, "no")
+    if wanted not in ("no", "bf16", "fp16"):
+        source = f"environment {LAUNCHED_PRECISION}"
+        yield problem("mixed_precision", "is not offered", Given(wanted, source), "Launch with no, bf16 or fp16.")
+
+
 def _compilation(args: TrainingArguments) -> Iterator[str]:
     for name in COMPILE_OPTIONS:
         if getattr(args, name) is not None and not args.torch_compile:
@@ -104,6 +123,7 @@ CHECKS: Final[tuple[Callable[[TrainingArguments], Iterator[str]], ...]] = (
     _evaluation_that_is_read,
     _direction_of_metric,
     _one_number_format,
+    _launched_precision,
     _compilation,
     _warmup,
     _workers,
