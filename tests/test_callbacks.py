@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer_core import PluginError, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from trainer_core import PluginError, TrainerCallback, TrainerControl
 
 
 class EarlyStoppingCallback(TrainerCallback):

@@ -171,3 +171,30 @@ def test_a_state_of_another_step_than_the_manifest_is_refused(small, run):
     manifest.files["state.json"] = FileEntry(size, checksum(folder / "state.json", size))
     write_manifest(folder, manifest)
     assert "state.json: is of step 7, not 12" in refusal(small.trainer(run), folder)
+
+
+def test_overwriting_deletes_checkpoints_of_other_runs_when_this_run_has_one(small, tmp_path, caplog):
+    small.trainer(tmp_path, save_steps=6).train()
+    (tmp_path / "checkpoint-mine").mkdir()
+    seen = []
+
+    class Looking:
+        def on_step_end(self, trainer):
+            seen.append(sorted(path.name for path in tmp_path.glob("checkpoint-*")))
+
+    trainer = small.trainer(tmp_path, save_steps=4, overwrite_output_dir=True)
+    trainer.add_callback(Looking())
+    trainer.train()
+    assert "holds 3 checkpoint(s) of an earlier run, the newest is checkpoint-18. They are deleted when" in caplog.text
+    assert seen[3] == ["checkpoint-12", "checkpoint-18", "checkpoint-6", "checkpoint-mine"]
+    assert seen[4] == ["checkpoint-4", "checkpoint-mine"]
+
+
+def test_a_resumed_run_that_overwrites_keeps_its_own_checkpoints(small, tmp_path):
+    small.trainer(tmp_path, save_steps=6, max_steps=12).train()
+    small.trainer(tmp_path, save_steps=6, overwrite_output_dir=True).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-12",
+        "checkpoint-18",
+        "checkpoint-6",
+    ]

@@ -120,6 +120,15 @@ def rotate(output_dir: Path, limit: int | None, run: str, keep: Collection[str])
             delete(path)
 
 
+def delete_of_others(output_dir: Path, run: str) -> None:
+    """Deletes the checkpoints of all runs but `run`, where that has one."""
+    found = complete(output_dir)
+    if any(manifest.run == run for _, manifest in found):
+        for path, manifest in found:
+            if manifest.run != run:
+                delete(path)
+
+
 def delete(path: Path) -> None:
     """Deletes a folder: it loses its name first, so that no half of it is ever taken for a checkpoint."""
     name = path.name[5:] if path.name.startswith((".old-", ".tmp-", ".del-")) else f"{path.name}-{os.getpid()}"

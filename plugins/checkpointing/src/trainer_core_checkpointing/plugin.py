@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import uuid4
 
 from trainer_core import Cadence, Phase, Signal, best_metric_name, hookimpl, interval
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from trainer_core import Plan, Section, Trainer
 
 logger = logging.getLogger("trainer_core.checkpointing")
+
+_KEPT: Final = (
+    "%s: holds %d checkpoint(s) of an earlier run, the newest is %s. They are kept, except where one of this run has "
+    "the same step; resume_from_checkpoint=True goes on from there until this run has saved."
+)
+_OVERWRITTEN: Final = (
+    "%s: holds %d checkpoint(s) of an earlier run, the newest is %s. They are deleted when this run has saved, as "
+    "overwrite_output_dir says."
+)
 
 
 class Checkpointing:
@@ -60,7 +69,8 @@ class Checkpointing:
             logger.warning("save_steps: is read with save_strategy='steps' alone, which is %r.", settings.strategy)
         if trainer.is_main_rank:
             folder.tidy(output_dir)
-        lineage = self._lineage or on_main(trainer, lambda: _new_lineage(output_dir))
+        overwrites = settings.overwrite_output_dir
+        lineage = self._lineage or on_main(trainer, lambda: _new_lineage(output_dir, overwrites=overwrites))
         self._writer = Writer(trainer, output_dir, lineage, only_model=settings.only_model)
 
     def on_step_end(self, trainer: Trainer) -> None:
@@ -103,6 +113,8 @@ class Checkpointing:
             random_states.restore(states, device)
         if trainer.is_main_rank:
             best = [Path(state.best_model_checkpoint).name] if state.best_model_checkpoint is not None else []
+            if self.settings.overwrite_output_dir:
+                folder.delete_of_others(target.parent, self._writer.template.run)
             folder.rotate(target.parent, self.settings.total_limit, self._writer.template.run, best)
         return target
 
@@ -169,17 +181,12 @@ class Checkpointing:
             plan.disk("checkpoints", kept * disk.checkpoint_bytes(trainer, only_model=settings.only_model))
 
 
-def _new_lineage(output_dir: Path) -> Lineage:
+def _new_lineage(output_dir: Path, *, overwrites: bool) -> Lineage:
     """Gives the lineage of a run that begins anew: newer than every checkpoint in the folder."""
     there = folder.complete(output_dir)
     if there:
-        logger.warning(
-            "%s: holds %d checkpoint(s) of an earlier run, the newest is %s. They are kept, except where one of this "
-            "run has the same step; resume_from_checkpoint=True goes on from there until this run has saved.",
-            output_dir,
-            len(there),
-            there[0][0].name,
-        )
+        told = _OVERWRITTEN if overwrites else _KEPT
+        logger.warning(told, output_dir, len(there), there[0][0].name)
     return Lineage(uuid4().hex[:12], max((manifest.generation for _, manifest in there), default=-1) + 1)
 
 

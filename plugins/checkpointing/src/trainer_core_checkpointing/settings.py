@@ -24,6 +24,7 @@ class CheckpointingSettings(Section):
         "save_only_model": "only_model",
         "load_best_model_at_end": "load_best_model_at_end",
         "resume_from_checkpoint": "resume_from_checkpoint",
+        "overwrite_output_dir": "overwrite_output_dir",
     }
 
     strategy: Literal["no", "steps", "epoch", "best"] = "steps"
@@ -40,6 +41,8 @@ class CheckpointingSettings(Section):
     resume_from_checkpoint: str | bool | None = None
     """What `train()` resumes from when it is called without that argument: a folder, or True for the newest
     checkpoint in `output_dir`; None to start anew."""
+    overwrite_output_dir: bool = False
+    """Whether checkpoints of other runs in `output_dir` are deleted as soon as this run has one of its own."""
 
     def contradictions(self, args: TrainingArguments) -> Iterator[str]:
         """Gives what cannot be meant together: a best model without evaluations."""
