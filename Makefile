@@ -2,12 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-REQUIREMENTS := requirements-dev.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
+REQUIREMENTS := requirements-dev.txt examples/requirements.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test lint types unit bench bench-peers clean
+.PHONY: demo tweets test lint types unit bench bench-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digits.py
+
+tweets: $(VENV)/.installed
+	$(BIN)/python examples/text_classification.py
 
 test: lint types unit
 
@@ -27,10 +30,12 @@ bench: $(VENV)/.installed
 bench-peers: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks --peers
 
-# One pip call installs the core and all plugins; the stamp keeps a second call from installing again.
+# One pip call installs the core and all plugins, another what the examples read; the stamp keeps a second call from
+# installing again.
 $(VENV)/.installed: $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r examples/requirements.txt
 	touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed benchmarks/requirements-peers.txt

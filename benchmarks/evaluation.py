@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -81,7 +80,7 @@ class StreamedAccuracy:
 
     def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
         logits, labels = prediction
-        self.right += int(np.count_nonzero(logits.argmax(-1) == labels))
+        self.right += int((logits.argmax(-1) == labels).sum())
         self.total += len(labels)
         if not compute_result:
             return {}

@@ -188,6 +188,44 @@ def streamed(folder):
     return {"metrics": metrics, "few": few, "calls": metric.calls}
 
 
+def metric_objects(folder):
+    """A metric of torchmetrics adds up ranks by itself, unless it is kept from it."""
+    from tests.test_metrics import Counting, collection
+
+    found = {}
+    for name, rows in (("many", 13), ("one", 1)):
+        metrics = collection()
+        metrics.add_metrics({"rows": Counting()})
+        given = {"compute_metrics": metrics}
+        trainer = trainer_for(folder, Classifier(), given=given, per_device_eval_batch_size=3)
+        found[name] = untimed(trainer.evaluate(named_rows(rows)))
+        found[f"{name}_from_stream"] = untimed(trainer.evaluate(Stream(named_rows(rows))))
+    return found
+
+
+def tokens(folder):
+    from tests.test_tally import Reader, sentences
+
+    found = {}
+    for counted in ("all", "non_padding"):
+        seven = Rows(**{name: column[:7] for name, column in sentences().columns.items()})  # one row for two ranks
+        for name, data in (("map", seven), ("stream", Stream(seven))):
+            options = {"include_num_input_tokens_seen": counted, "max_steps": 4, "gradient_accumulation_steps": 1}
+            trainer = run(folder, Reader(), data, **options)
+            found[f"{counted}_{name}"] = trainer.state.num_input_tokens_seen
+    return found
+
+
+def texts(folder):
+    from tests.test_evaluate import Shaped, rich
+
+    found = {}
+    for name, rows in (("map", Rows(x=torch.arange(7.0))), ("stream", Stream(Rows(x=torch.arange(7.0))))):
+        output = trainer_for(folder, Shaped(rich), per_device_eval_batch_size=2).predict(rows)
+        found[name] = output.predictions[1].tolist()
+    return found
+
+
 def evaluated_while_training(folder):
     trainer = run(
         folder,
@@ -336,6 +374,9 @@ OTHERS = [
     unjoined,
     ragged,
     streamed,
+    metric_objects,
+    tokens,
+    texts,
     evaluated_while_training,
     evaluated_after_training,
     stopped_by_one_rank,

@@ -294,11 +294,14 @@ def test_settings_are_frozen():
         args.sections["rows"] = None
 
 
-def test_a_misspelt_attribute_says_what_was_meant():
+def test_a_misspelt_attribute_says_what_was_meant(monkeypatch):
     with pytest.raises(AttributeError, match=r"^lerning_rate: is not an option. Did you mean 'learning_rate'\?$"):
         _ = TrainingArguments().lerning_rate
+    monkeypatch.setattr("trainer_core.settings.vocabulary.installed_names", frozenset)
     with pytest.raises(AttributeError, match=r"'early_stopping', which is not installed. Install it: pip install"):
-        _ = TrainingArguments().early_stopping_patience
+        _ = TrainingArguments(block_plugins=["early_stopping"]).early_stopping_patience
+    with pytest.raises(AttributeError, match=r"'stop_at', .* pip install trainer-core-early-stopping\."):
+        _ = TrainingArguments(block_plugins=["stop_at"]).max_time
     assert not hasattr(TrainingArguments(), "_nothing")
 
 

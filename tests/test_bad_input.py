@@ -112,7 +112,7 @@ def test_all_mistakes_are_told_at_once():
     ("name", "hint"),
     [
         ("evaluation_stratgy", "Did you mean 'evaluation_strategy'?"),
-        ("hug_strategy", "Did you mean 'hub_strategy'?"),
+        ("hub_stratgy", "Did you mean 'hub_strategy'?"),
         ("learning_rte", "Did you mean 'learning_rate'?"),
         ("num_epochs", "Did you mean 'num_train_epochs'?"),
         ("callback", "Pass it as Trainer(callbacks=...)."),
@@ -157,7 +157,7 @@ def test_an_argument_of_train_that_does_not_exist_is_refused(make_trainer):
         make_trainer().train(resume_from_chekpoint=True)
     assert caught.value.problems == [
         "train: unknown argument 'resume_from_chekpoint'. Did you mean 'resume_from_checkpoint'? "
-        "It takes resume_from_checkpoint."
+        "It takes resume_from_checkpoint, trial, ignore_keys_for_eval."
     ]
 
 
@@ -177,7 +177,7 @@ def test_an_argument_of_train_that_does_not_exist_is_refused(make_trainer):
             {"args": {"learning_rate": 1}},
             "args: must be trainer_core's TrainingArguments, got builtins.dict. Import it from trainer_core.",
         ),
-        ({"compute_metrics": "accuracy"}, "compute_metrics: must be callable, got str. Pass a function."),
+        ({"compute_metrics": "accuracy"}, "compute_metrics: must be a function or a metric, got str. Pass a function."),
         ({"data_collator": 3}, "data_collator: must be callable, got int. Pass a function."),
         (
             {"optimizers": "adam"},

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trainer_core import DataError
 from trainer_core.collection import BatchCollector, Collector, Rows, as_array, chained, concatenated, map_tree
 
+ONE = torch.ones(1)
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=8)
 
 
@@ -116,9 +117,68 @@ def test_gradients_and_later_changes_do_not_reach_what_was_collected():
 
 
 @pytest.mark.parametrize("collector", [Collector(None, 1), BatchCollector(None, 1)])
-def test_text_cannot_be_collected(collector):
+def test_text_that_belongs_to_no_row_cannot_be_collected(collector):
     with pytest.raises(DataError, match=r"evaluation: cannot collect an output of type str\. Return tensors"):
         collector.add({"a": "text"})
+
+
+def test_a_list_without_tensors_has_an_object_for_each_row():
+    parts = [
+        {"words": ["a", None], "boxes": [[1, 2], {"x": 3}], "logits": torch.ones(2)},
+        {"words": ["b"], "boxes": [[4]], "logits": torch.ones(1)},
+    ]
+    found = collected(parts)
+    assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
+        "words": (object, ["a", None, "b"]),
+        "boxes": (object, [[1, 2], {"x": 3}, [4]]),
+        "logits": (np.float32, [1, 1, 1]),
+    }
+    joined = concatenated([found, found])
+    assert joined["words"].tolist() == ["a", None, "b"] * 2
+    by_batch = BatchCollector(None, 1)
+    for part in parts:
+        by_batch.add(part)
+    assert [batch["words"].tolist() for batch in by_batch.arrays()] == [["a", None], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (({"a": ONE, "b": ONE}, {"a": ONE}), "outputs named a follow those named a, b"),
+        (({"a": ONE, "b": None}, {"a": ONE, "b": ONE}), "outputs named a, b follow those named a"),
+        (((ONE, ONE), (ONE,)), "outputs of 1 parts follow those of 2"),
+        (((ONE, None), (ONE, ONE)), "outputs of 2 parts follow those of 1"),
+        (({}, {"a": ONE}), "outputs named a follow those named "),
+        (((None,), (ONE,)), "outputs of 1 parts follow those of 0"),
+        ((ONE, {"a": ONE}), "outputs of type dict follow those of another type"),
+        (({"a": ONE}, ONE), "outputs of type Tensor follow those of another type"),
+        (((ONE,), ONE), "outputs of type Tensor follow those of another type"),
+        ((["text"], ONE), "outputs of type Tensor follow those of another type"),
+        ((ONE, ["text"]), "outputs of type list follow those of another type"),
+    ],
+)
+def test_batches_of_different_structure_are_refused(parts, told):
+    with pytest.raises(DataError) as caught:
+        collected(parts)
+    assert str(caught.value) == (
+        f"evaluation: {told}. Give every batch the same structure, name what comes and goes in ignore_keys, or set "
+        f"eval_do_concat_batches=False."
+    )
+    by_batch = BatchCollector(None, 1)
+    for part in parts:
+        by_batch.add(part)
+    assert len(by_batch.arrays()) == 2
+
+
+def test_outputs_wait_on_the_device_until_so_many_batches_are_there():
+    collector = Collector(None, 3)
+    for number in range(7):
+        collector.add(torch.ones(1))
+        assert len(collector.waiting) == (number + 1) % 3
+    never = Collector(None, None)
+    for _ in range(7):
+        never.add(torch.ones(1))
+    assert (len(never.waiting), len(never.arrays()), never.waiting) == (7, 7, [])
 
 
 def test_another_number_of_dimensions_is_refused():

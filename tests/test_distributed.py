@@ -142,6 +142,24 @@ def test_a_streaming_metric_gets_the_batches_of_all_ranks_once(one, two):
     assert two[1]["streamed"] == found
 
 
+def test_a_metric_object_gets_the_batches_of_all_ranks_once(one, two):
+    for name, rows in (("many", 13), ("one", 1)):
+        for kind in (name, f"{name}_from_stream"):
+            expected = {metric: pytest.approx(value) for metric, value in one["metric_objects"][kind].items()}
+            assert two[0]["metric_objects"][kind] == two[1]["metric_objects"][kind] == expected
+            assert expected["eval_rows"] == rows
+
+
+def test_tokens_are_counted_over_all_ranks_and_padding_batches_are_none(one, two):
+    assert two[0]["tokens"] == two[1]["tokens"] == one["tokens"]
+    assert one["tokens"] == {"all_map": 84, "all_stream": 84, "non_padding_map": 44, "non_padding_stream": 44}
+
+
+def test_texts_of_ranks_are_joined_in_the_order_of_the_rows(two):
+    expected = [f"row {number}" for number in range(7)]
+    assert [rank["texts"] for rank in two] == [{"map": expected, "stream": expected}] * 2
+
+
 def test_ranks_evaluate_one_model_and_agree_on_the_best(two):
     found = two[0]["evaluated_while_training"]
     assert found == two[1]["evaluated_while_training"]

@@ -14,7 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from tests.toys import Classifier, Regressor, Rows, Stream, named_rows, pairs, table, trainer_for, weights_of
 from trainer_core import DataError, EvalPrediction, SettingsError, Trainer
-from trainer_core.evaluate import plain
+from trainer_core.metrics import plain
 
 IN_FOLDER = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TIMES = ("runtime", "samples_per_second", "steps_per_second")
@@ -198,6 +198,55 @@ def test_outputs_keep_their_structure(tmp_path):
     assert found[1][1]["d"][0].tolist() == [0, 1, 2, 3, 4]
 
 
+def rich(x):
+    """Every kind of output at once; each row's own whatever batch it is in."""
+    ragged = torch.full((len(x), int(x.max()) + 1), -100.0)
+    for row, value in zip(ragged, x.tolist(), strict=True):
+        row[: int(value) + 1] = value
+    return {"a": x * 2, "text": [f"row {v:g}" for v in x], "in": (ragged, None, {"deep": x[:, None]}), "no": None}
+
+
+@IN_FOLDER
+@given(values=st.lists(st.integers(0, 5), min_size=1, max_size=9), size=st.integers(1, 10), batches=st.integers(1, 3))
+def test_any_batch_size_gives_the_same_predictions(tmp_path, values, size, batches):
+    x = torch.tensor(values, dtype=torch.float64)
+    rows = Rows(x=x)
+    options = {"include_for_metrics": ["inputs"], "eval_accumulation_steps": batches}
+    trainer = trainer_for(tmp_path, Shaped(rich), per_device_eval_batch_size=size, **options)
+    doubled, texts, (ragged, deep) = trainer.predict(rows).predictions
+    whole = rich(x)
+    assert doubled.tolist() == whole["a"].tolist()
+    assert texts.tolist() == whole["text"]
+    assert ragged.tolist() == whole["in"][0].tolist()
+    assert deep["deep"].tolist() == whole["in"][2]["deep"].tolist()
+
+
+def test_a_metric_gets_texts_of_the_model_and_of_the_data(tmp_path):
+    seen = []
+
+    def metrics(prediction):
+        seen.append([prediction.predictions[1].tolist(), prediction.inputs.tolist()])
+        return {"same": float((prediction.predictions[1] == prediction.inputs).mean())}
+
+    model = Shaped(lambda x: None)
+    model.forward = lambda words, labels: {"loss": labels.mean(), "a": labels, "b": list(words)}
+    rows = Rows(words=["a", "b", "c"], labels=torch.ones(3))
+    given = {"compute_metrics": metrics}
+    found = evaluated(tmp_path, model, rows, size=2, given=given, include_for_metrics=["inputs"])
+    assert found == {"eval_loss": 1.0, "eval_same": 1.0}
+    assert seen == [[["a", "b", "c"], ["a", "b", "c"]]]
+
+
+def test_labels_that_come_and_go_are_refused(tmp_path):
+    class Halfway(Trainer):
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return loss, logits, labels if len(labels) == 3 else None
+
+    with pytest.raises(DataError, match=r"evaluation: 2 of 3 batches give label_ids. Give them with every batch or"):
+        evaluated(tmp_path, Classifier(), named_rows(8), kind=Halfway, given={"compute_metrics": accuracy})
+
+
 def test_a_tuple_with_an_absent_output_is_collected(tmp_path):
     found = predicted(tmp_path, lambda x: (x, None, x + 1), torch.arange(5.0))
     assert [part.tolist() for part in found] == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
@@ -300,19 +349,43 @@ def test_a_streaming_metric_gets_each_batch_and_gives_its_result_at_the_last(tmp
     plain_trainer = trainer_for(tmp_path, Classifier(), given={"compute_metrics": accuracy})
     assert trainer.evaluate(rows)["eval_accuracy"] == plain_trainer.evaluate(rows)["eval_accuracy"]
     assert metric.calls == [(4, False), (4, False), (2, True)]
-    assert trainer.predict(rows).predictions is None
 
 
-def test_a_streaming_metric_gets_inputs_and_losses(tmp_path):
+def test_predict_gives_the_predictions_though_its_metric_takes_batches(tmp_path):
+    given, rows = {"compute_metrics": Streaming()}, named_rows(10)
+    found = trainer_for(tmp_path, Classifier(), given=given, batch_eval_metrics=True).predict(rows)
+    expected = trainer_for(tmp_path, Classifier(), given={"compute_metrics": accuracy}).predict(rows)
+    np.testing.assert_array_equal(found.predictions, expected.predictions)
+    np.testing.assert_array_equal(found.label_ids, expected.label_ids)
+    assert found.metrics["test_accuracy"] == expected.metrics["test_accuracy"]
+
+
+def test_an_evaluation_in_batches_keeps_no_predictions(tmp_path):
+    given = {"compute_metrics": Streaming()}
+    trainer = trainer_for(tmp_path, Classifier(), given=given, batch_eval_metrics=True)
+    output = trainer.evaluation_loop(trainer.get_eval_dataloader(named_rows(10)), "Evaluation")
+    assert (output.predictions, output.label_ids, output.num_samples) == (None, None, 10)
+
+
+def test_a_metric_that_takes_batches_is_not_asked_where_there_are_no_labels(tmp_path):
+    metric = Streaming()
+    given = {"compute_metrics": metric}
+    assert evaluated(tmp_path, Classifier(), Rows(x=table(6)[0]), given=given, batch_eval_metrics=True) == {}
+    assert metric.calls == []
+
+
+def test_a_metric_in_batches_gets_tensors_of_predictions_labels_inputs_and_losses(tmp_path):
     seen = []
 
     def metrics(prediction, compute_result):
-        seen.append((prediction.inputs.shape, prediction.losses.shape))
+        assert not any(value.requires_grad for value in prediction)
+        seen.append([(type(value), tuple(value.shape)) for value in prediction])
         return {}
 
     options = {"batch_eval_metrics": True, "include_for_metrics": ["inputs", "loss"]}
     evaluated(tmp_path, Classifier(), named_rows(5), given={"compute_metrics": metrics}, **options)
-    assert seen == [((3, 4), (3,)), ((2, 4), (2,))]
+    shapes = ([(rows, 3), (rows,), (rows, 4), (rows,)] for rows in (3, 2))
+    assert seen == [[(torch.Tensor, shape) for shape in batch] for batch in shapes]
 
 
 def test_inputs_and_losses_are_included_on_request(tmp_path):

@@ -16,11 +16,12 @@ LAYERS = [
     # settings, state and the table; no torch
     "errors phases state cadence settings plan",
     # the declaration of hooks; data and optimizer; what a step is made of
-    "hookspecs data optim activations best collection guard loss meter modes ordering process ranks weights",
+    "hookspecs data optim activations best collection guard loss memory meter metrics modes ordering process ranks"
+    " tally weights",
     # one update, one evaluation, the bus, the plan and the journal
-    "step criterion evaluate bus callbacks journal planning rehearsal snapshot summary",
+    "step criterion evaluate bus callbacks journal ownership planning rehearsal results snapshot summary",
     # what sees everything
-    "trainer loop assembly preparation running",
+    "trainer loop assembly preparation running variation",
     # what is built on the trainer
     "__main__ testing console",
 ]

@@ -23,7 +23,16 @@ ASKING = [
     "on_pre_optimizer_step",
     "on_optimizer_step",
 ]
-LATER = ["on_step_end", "on_log", "on_prediction_step", "on_evaluate", "on_save", "on_epoch_end", "on_phase"]
+LATER = [
+    "on_step_end",
+    "on_log",
+    "on_prediction_step",
+    "on_evaluate",
+    "on_eval_end",
+    "on_save",
+    "on_epoch_end",
+    "on_phase",
+]
 
 
 class RowAtEachStep:
@@ -176,6 +185,35 @@ def test_evaluations_fall_where_the_settings_put_them(make_trainer, options, ste
     assert evaluated(trainer) == steps
 
 
+class Hearing:
+    """Notes the step, the best metric and the names of what it is told at the end of phase EVAL."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_eval_end(self, trainer, metrics):
+        names = sorted(name for name in metrics if not name.endswith(("_runtime", "_per_second")))
+        self.heard.append((trainer.state.global_step, trainer.state.best_metric == metrics["eval_a_loss"], names))
+
+    def on_step_end(self, trainer):
+        if trainer.state.global_step == 3:
+            trainer.evaluate(metric_key_prefix="other")
+
+
+def test_the_end_of_phase_eval_is_told_once_with_all_that_evaluate_gave(make_trainer, make_data):
+    class Adding(Trainer):
+        def evaluate(self, *args, **kwargs):
+            return super().evaluate(*args, **kwargs) | {"eval_added": 1.0}
+
+    hearing = Hearing()
+    given_ = {"plugins": [hearing], "eval_dataset": {"a": make_data(4), "b": make_data(4, seed=1)}}
+    options = {"metric_for_best_model": "a_loss", "greater_is_better": False}
+    trainer = make_trainer(Adding, given=given_, eval_strategy="epoch", **options)
+    trainer.evaluate()
+    trainer.train()
+    assert hearing.heard == [(10, True, ["epoch", "eval_a_loss", "eval_added", "eval_b_loss"])]
+
+
 @pytest.mark.parametrize("signals", [[Signal.EVAL], [Signal.SAVE], [Signal.SAVE, Signal.EVAL]], ids=str)
 def test_what_is_asked_for_at_the_end_of_the_last_epoch_is_served(make_trainer, acting, writer, signals):
     def ask(trainer):
@@ -278,6 +316,7 @@ STEPS_WHEN_STOPPED_IN = {
     "on_log": 1,
     "on_prediction_step": 2,
     "on_evaluate": 2,
+    "on_eval_end": 2,
     "on_save": 2,
     "on_train_end": 20,
 }

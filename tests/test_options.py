@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from trainer_core.errors import SettingsError
 from trainer_core.settings import names
+from trainer_core.settings.accepted import ACCEPTED
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.settings.options import Options
 
@@ -58,11 +60,93 @@ def test_every_name_of_the_original_is_an_option_or_is_explained(name):
     assert known.count(name) + explained.count(name) == 1
 
 
-@pytest.mark.parametrize("name", names.REFUSED)
-@pytest.mark.parametrize("value", [None, False, "O1", -1])
-def test_a_refused_name_is_refused_whatever_its_value(name, value):
+def refusal(name, value):
     reason, remedy = names.REFUSED[name]
-    assert mistakes(**{name: value}) == [f"{name}: {reason}, got {value!r} (from keyword). {remedy}"]
+    return [f"{name}: {reason}, got {value!r} (from keyword). {remedy}"]
+
+
+@pytest.mark.parametrize("name", names.REFUSED)
+def test_a_refused_name_is_refused_with_every_value_but_those_that_ask_for_what_is_done_anyway(name):
+    for value in (None, False, True, "", "O1", "auto", "full_shard", -1, 0, 1, 0.0, [], {}, {"a": 1}):
+        taken = [one for one in ACCEPTED.get(name, ()) if type(one) is type(value) and one == value]
+        if not taken:
+            assert mistakes(**{name: value}) == refusal(name, value)
+
+
+@pytest.mark.parametrize("name", names.REFUSED)
+def test_a_value_that_asks_for_what_is_done_anyway_is_taken_and_reads_back(name):
+    for value in ACCEPTED.get(name, ()):
+        args = TrainingArguments(**{name: value})
+        assert args == TrainingArguments()
+        assert getattr(args, name) == ACCEPTED[name][0]
+    if name not in ACCEPTED:
+        with pytest.raises(AttributeError, match=name):
+            getattr(TrainingArguments(), name)
+
+
+def test_only_refused_names_have_values_that_are_taken():
+    assert ACCEPTED.keys() - names.REFUSED.keys() == set()
+    assert names.REFUSED.keys() - ACCEPTED.keys() == {"fp16_opt_level", "local_rank", "use_cache"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="compares with transformers' defaults")
+def test_what_a_refused_name_reads_as_is_the_originals_default_but_for_three():
+    from transformers import TrainingArguments as Original
+
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(Original) if entry.name in ACCEPTED}
+    other = {name: default for name, default in defaults.items() if default not in ACCEPTED[name]}
+    # these three are always done; the originals' defaults ask for less, or hide a loss that is no number
+    assert other == {
+        "enable_jit_checkpoint": False,
+        "restore_callback_states_from_checkpoint": False,
+        "logging_nan_inf_filter": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["--save_safetensors", "True", "--past_index", "-1", "--fsdp", "", "--deepspeed", "None"], []),
+        (
+            ["--no_such", "1"],
+            ["no_such: is not an option, got '1' (from command line). Look at `--help` for all options."],
+        ),
+        (
+            ["--save_safetensors", "False"],
+            [
+                "save_safetensors: is not needed: weights are always saved as safetensors, got 'False' "
+                "(from command line). Leave it out."
+            ],
+        ),
+    ],
+)
+def test_a_command_line_says_such_a_value_as_text(line, told):
+    if not told:
+        assert TrainingArguments.from_command_line(line) == TrainingArguments()
+        return
+    with pytest.raises(SettingsError) as caught:
+        TrainingArguments.from_command_line(line)
+    assert caught.value.problems == told
+
+
+def test_such_a_value_may_stand_in_a_group_and_in_the_schema():
+    assert TrainingArguments(precision={"torchdynamo": None}) == TrainingArguments()
+    assert TrainingArguments.json_schema()["properties"]["save_safetensors"] == {"enum": [True]}
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(True, "all"), (False, "no"), ("True", "all"), ("non_padding", "non_padding"), ("all", "all"), ("no", "no")],
+)
+def test_the_originals_yes_and_no_say_which_tokens_are_counted(value, kept):
+    assert TrainingArguments(include_num_input_tokens_seen=value).include_num_input_tokens_seen == kept
+
+
+def test_a_word_that_says_nothing_of_tokens_is_a_mistake():
+    assert mistakes(include_num_input_tokens_seen="some") == [
+        "include_num_input_tokens_seen: must be one of 'no', 'all', 'non_padding', got 'some' (from keyword). "
+        "Use one of these."
+    ]
 
 
 def test_every_reason_and_remedy_is_one_sentence_each():

@@ -201,3 +201,9 @@ def test_errors_are_one_short_line():
     assert error_in_words(KeyError()) == "KeyError"
     assert error_in_words(None) == "unknown"
     assert len(error_in_words(ValueError("x" * 1000))) == 200
+
+
+def test_the_rate_of_tokens_is_said_where_they_are_counted(trainer):
+    trainer.train_metrics["train_tokens_per_second"] = 98765.4
+    lines = dict(closing(trainer, Record(), levels=BLOCKS).lines)
+    assert lines["training"] == "loss 0.9123  1,523 samples/s  48.2 steps/s  98,765 tokens/s"

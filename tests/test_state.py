@@ -9,7 +9,13 @@ from trainer_core import Signal, TrainerState
 from trainer_core.state import Request
 
 OF_THE_SETTINGS = {"max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps"}
-OF_THE_PROCESS = {"is_local_process_zero", "is_world_process_zero"}
+OF_THE_PROCESS = {
+    "is_local_process_zero",
+    "is_world_process_zero",
+    "is_hyper_param_search",
+    "trial_name",
+    "trial_params",
+}
 
 states = st.builds(
     TrainerState,
@@ -19,6 +25,7 @@ states = st.builds(
     batches_done=st.integers(0, 1000),
     epoch_is_open=st.booleans(),
     num_samples_seen=st.integers(0, 10**9),
+    num_input_tokens_seen=st.integers(0, 10**12),
     best_metric=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     best_global_step=st.none() | st.integers(0, 10**6),
     best_model_checkpoint=st.none() | st.from_regex(r"checkpoint-[0-9]+", fullmatch=True),

@@ -705,3 +705,14 @@ def test_what_is_known_of_processes_samples_and_decay(make_trainer, make_rows):
     assert trainer.num_examples(trainer.get_eval_dataloader()) == 7
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     assert trainer.get_decay_parameter_names(model) == ["0.weight"]
+
+
+def test_what_is_known_of_rates_parameters_and_batches(make_trainer):
+    trainer = make_trainer(gradient_accumulation_steps=3, weight_decay=0.1, lr_scheduler_type="constant")
+    with pytest.raises(RuntimeError, match=r"get_learning_rates: there is no optimizer yet\. Call"):
+        trainer.get_learning_rates()
+    trainer.model.head.bias.requires_grad = False
+    assert trainer.get_num_trainable_parameters() == 4 * 8 + 8 + 8 * 3
+    assert trainer.get_total_train_batch_size(trainer.args) == 12
+    trainer.train()
+    assert trainer.get_learning_rates() == [5e-5, 5e-5]

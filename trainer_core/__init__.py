@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from trainer_core.best import best_metric_name as best_metric_name
     from trainer_core.best import is_better as is_better
+    from trainer_core.best import missing_metric as missing_metric
     from trainer_core.cadence import Cadence as Cadence
     from trainer_core.cadence import interval as interval
     from trainer_core.callbacks import TrainerCallback as TrainerCallback
@@ -36,22 +37,29 @@ if TYPE_CHECKING:
     from trainer_core.errors import DistributedError as DistributedError
     from trainer_core.errors import ModelError as ModelError
     from trainer_core.errors import NonFiniteLossError as NonFiniteLossError
+    from trainer_core.errors import OwnershipError as OwnershipError
     from trainer_core.errors import PluginError as PluginError
     from trainer_core.errors import SettingsError as SettingsError
     from trainer_core.errors import TrainerCoreError as TrainerCoreError
     from trainer_core.errors import TransitionError as TransitionError
-    from trainer_core.evaluate import EvalPrediction as EvalPrediction
     from trainer_core.evaluate import PredictionOutput as PredictionOutput
     from trainer_core.hookspecs import hookimpl as hookimpl
+    from trainer_core.metrics import EvalPrediction as EvalPrediction
+    from trainer_core.ownership import owned as owned
     from trainer_core.phases import Phase as Phase
     from trainer_core.phases import Signal as Signal
     from trainer_core.plan import Plan as Plan
+    from trainer_core.rehearsal import metric_names as metric_names
     from trainer_core.settings.arguments import TrainingArguments as TrainingArguments
+    from trainer_core.settings.names import greater_is_better as greater_is_better
+    from trainer_core.settings.secrecy import mask_secrets as mask_secrets
+    from trainer_core.settings.secrecy import mask_text as mask_text
     from trainer_core.settings.section import Interval as Interval
     from trainer_core.settings.section import Section as Section
     from trainer_core.state import TrainerState as TrainerState
     from trainer_core.trainer import Trainer as Trainer
     from trainer_core.trainer import TrainOutput as TrainOutput
+    from trainer_core.variation import with_settings as with_settings
     from trainer_core.weights import read_model as read_model
     from trainer_core.weights import write_model as write_model
 
@@ -62,10 +70,11 @@ _HOMES: Final = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "DistributedError": "errors",
-    "EvalPrediction": "evaluate",
+    "EvalPrediction": "metrics",
     "Interval": "settings.section",
     "ModelError": "errors",
     "NonFiniteLossError": "errors",
+    "OwnershipError": "errors",
     "Phase": "phases",
     "Plan": "plan",
     "PluginError": "errors",
@@ -83,10 +92,17 @@ _HOMES: Final = {
     "TransitionError": "errors",
     "best_metric_name": "best",
     "default_data_collator": "data.collation",
+    "greater_is_better": "settings.names",
     "hookimpl": "hookspecs",
     "interval": "cadence",
     "is_better": "best",
+    "mask_secrets": "settings.secrecy",
+    "mask_text": "settings.secrecy",
+    "metric_names": "rehearsal",
+    "missing_metric": "best",
+    "owned": "ownership",
     "read_model": "weights",
+    "with_settings": "variation",
     "write_model": "weights",
 }
 """Public names and the module of each."""

@@ -12,6 +12,7 @@ from torch import nn
 from trainer_core.callbacks import CallbackPlugin, adapt
 from trainer_core.data.collation import PaddingCollator, default_data_collator
 from trainer_core.errors import ModelError, PluginError, SettingsError, did_you_mean
+from trainer_core.metrics import problem_of
 from trainer_core.process import own_random_states
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.settings.discovery import installed_plugins
@@ -44,7 +45,9 @@ def check_arguments(trainer: Trainer, given: Mapping[str, Any], others: dict[str
         problems += _problems_of_evaluation(trainer.args)
     if given["tokenizer"] is not None and given["processing_class"] is not None:
         problems.append("processing_class: is tokenizer by its newer name. Pass one of the two.")
-    for name in ("compute_metrics", "data_collator", "preprocess_logits_for_metrics", "compute_loss_func"):
+    if given["compute_metrics"] is not None and (problem := problem_of(given["compute_metrics"])) is not None:
+        problems.append(problem)
+    for name in ("data_collator", "preprocess_logits_for_metrics", "compute_loss_func"):
         if given[name] is not None and not callable(given[name]):
             problems.append(f"{name}: must be callable, got {type(given[name]).__name__}. Pass a function.")
     for name in ("callbacks", "plugins"):

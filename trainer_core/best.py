@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.errors import SettingsError, did_you_mean
@@ -39,7 +39,7 @@ def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
     name, state = best_metric_name(trainer), trainer.state
     if name not in metrics:
         if trainer.args.metric_for_best_model is not None:
-            raise SettingsError([missing_metric(trainer, list(metrics))])
+            raise SettingsError([missing_metric("metric_for_best_model", trainer.args.metric_for_best_model, metrics)])
         return False
     try:
         value = float(metrics[name])
@@ -60,14 +60,14 @@ def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
     return is_best
 
 
-def missing_metric(trainer: Trainer, known: list[str]) -> str:
-    """Says that no evaluation gives the metric that decides."""
-    wanted = trainer.args.metric_for_best_model or "loss"
-    numbers = [name.removeprefix("eval_") for name in known if name not in _NO_METRICS]
+def missing_metric(setting: str, wanted: str, known: Iterable[str]) -> str:
+    """Says that no evaluation gives the metric `wanted` of a setting, and what the `known` ones are."""
+    numbers = [name.removeprefix("eval_") for name in known if not name.endswith(_NO_METRICS)]
+    hint = did_you_mean(wanted.removeprefix("eval_"), numbers)
     return (
-        f"metric_for_best_model: no evaluation gives this metric, got {wanted!r}.{did_you_mean(wanted, numbers)} "
+        f"{setting}: no evaluation gives this metric, got {wanted!r}.{hint} "
         f"Evaluations give {', '.join(numbers) or 'no metric'}; compute it in compute_metrics or name one of these."
     )
 
 
-_NO_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
+_NO_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "epoch")

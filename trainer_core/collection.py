@@ -68,8 +68,26 @@ class Rows:
         self.buffer[(slice(0, self.filled), *map(slice, old.shape[1:]))].copy_(old[: self.filled])
 
 
+class Column:
+    """Python objects, one a row: texts, or whatever no tensor holds."""
+
+    def __init__(self) -> None:
+        self.objects: list[Any] = []
+
+    def add(self, objects: list[Any]) -> None:
+        """Appends the objects of a batch."""
+        self.objects += objects
+
+    def array(self) -> np.ndarray[Any, Any]:
+        """Gives the objects added so far, as an array of objects."""
+        return as_column(self.objects)
+
+
 class Collector:
-    """Collects nested outputs (tensors in tuples, lists and mappings), one `Rows` a tensor.
+    """Collects nested outputs (tensors in tuples, lists and mappings): a `Rows` for a tensor, a `Column` for texts.
+
+    A list that holds no tensor, however deep, is a column: it has an object for each row of the batch. What is None is
+    left out. Every batch must have the structure of the first.
 
     Args:
         capacity: the number of rows, or None.
@@ -80,12 +98,14 @@ class Collector:
         self.capacity = capacity
         self.flush_every = flush_every
         self.tree: Any = None
+        self.batches = 0
         self.waiting: list[Any] = []
 
     def add(self, outputs: Any) -> None:
         """Appends the outputs of a batch."""
         if outputs is None:
             return
+        self.batches += 1
         self.waiting.append(outputs)
         if self.flush_every is not None and len(self.waiting) >= self.flush_every:
             self.flush()
@@ -99,25 +119,34 @@ class Collector:
     def arrays(self) -> Any:
         """Gives the collected arrays in the structure of the outputs, or None."""
         self.flush()
-        return map_tree(Rows.array, self.tree)
+        return map_tree(lambda rows: rows.array(), self.tree)
 
     def _add(self, tree: Any, outputs: Any) -> Any:
         if isinstance(outputs, torch.Tensor):
-            tree = tree if tree is not None else Rows(self.capacity)
+            tree = Rows(self.capacity) if tree is None else _like(tree, Rows, outputs)
             tree.add(outputs if outputs.ndim else outputs[None])
-            return tree
-        if isinstance(outputs, Mapping):
-            tree = tree if tree is not None else {}
-            return {key: self._add(tree.get(key), value) for key, value in outputs.items() if value is not None}
-        if isinstance(outputs, tuple | list):
-            news = [value for value in outputs if value is not None]
-            olds = tree if tree is not None else [None] * len(news)
-            return tuple(self._add(old, new) for old, new in zip(olds, news, strict=True))
-        raise _uncollectable(outputs)
+        elif isinstance(outputs, Mapping):
+            news = {key: value for key, value in outputs.items() if value is not None}
+            olds = dict.fromkeys(news) if tree is None else _like(tree, dict, outputs)
+            if olds.keys() != news.keys():
+                raise _unlike(f"named {', '.join(map(str, news))}", f"those named {', '.join(map(str, olds))}")
+            return {key: self._add(olds[key], value) for key, value in news.items()}
+        elif is_column(outputs):
+            tree = Column() if tree is None else _like(tree, Column, outputs)
+            tree.add(outputs)
+        elif isinstance(outputs, tuple | list):
+            parts = [value for value in outputs if value is not None]
+            olds = (None,) * len(parts) if tree is None else _like(tree, tuple, outputs)
+            if len(olds) != len(parts):
+                raise _unlike(f"of {len(parts)} parts", f"those of {len(olds)}")
+            return tuple(self._add(old, part) for old, part in zip(olds, parts, strict=True))
+        else:
+            raise _uncollectable(outputs)
+        return tree
 
 
 class BatchCollector(Collector):
-    """Collects nested outputs as a list, one tree of arrays a batch, each in its own shape."""
+    """Collects nested outputs as a list, one tree of arrays a batch, each in its own structure and shape."""
 
     def arrays(self) -> Any:
         """Gives the list of batches, or None."""
@@ -126,26 +155,62 @@ class BatchCollector(Collector):
 
     def _add(self, tree: Any, outputs: Any) -> Any:
         tree = tree if tree is not None else []
-        tree.append(_present(outputs))
+        tree.append(map_tree(as_array, settled(outputs)))
         return tree
 
 
-def as_array(tensor: Any) -> np.ndarray[Any, Any]:
+def is_column(value: Any) -> bool:
+    """Tells whether `value` is a list of objects, one a row: it is not empty and holds no tensor."""
+    return isinstance(value, list) and any(item is not None for item in value) and not _holds_tensor(value)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    return any(map(_holds_tensor, value)) if isinstance(value, tuple | list) else isinstance(value, torch.Tensor)
+
+
+def as_column(objects: list[Any]) -> np.ndarray[Any, Any]:
+    """Gives objects as an array of one dimension, whatever they are."""
+    array: np.ndarray[Any, Any] = np.empty(len(objects), dtype=object)
+    array[:] = objects
+    return array
+
+
+def settled(outputs: Any) -> Any:
+    """Gives the outputs of a batch as tensors without a graph and arrays of objects, without what is None."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs.detach()
+    if isinstance(outputs, Mapping):
+        return {key: settled(value) for key, value in outputs.items() if value is not None}
+    if is_column(outputs):
+        return as_column(outputs)
+    if isinstance(outputs, tuple | list):
+        return tuple(settled(value) for value in outputs if value is not None)
+    raise _uncollectable(outputs)
+
+
+def as_array(value: torch.Tensor | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Gives a tensor as an array on the host; numpy has no bfloat16, which becomes float32."""
-    if not isinstance(tensor, torch.Tensor):
-        raise _uncollectable(tensor)
-    tensor = tensor.detach().cpu()
+    if isinstance(value, np.ndarray):
+        return value
+    tensor = value.detach().cpu()
     array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return array
 
 
-def _present(tree: Any) -> Any:
-    """Gives `tree` as arrays, without the leaves that are None."""
-    if isinstance(tree, Mapping):
-        return {key: _present(value) for key, value in tree.items() if value is not None}
-    if isinstance(tree, tuple | list):
-        return tuple(_present(value) for value in tree if value is not None)
-    return as_array(tree)
+def _like(tree: Any, kind: type, outputs: Any) -> Any:
+    """Gives `tree`, what was collected before, which must be of `kind`."""
+    if not isinstance(tree, kind):
+        raise _unlike(f"of type {type(outputs).__name__}", "those of another type")
+    return tree
+
+
+def _unlike(new: str, before: str) -> DataError:
+    return DataError(
+        f"evaluation: outputs {new} follow {before}. Give every batch the same structure, name what comes and goes in "
+        f"ignore_keys, or set eval_do_concat_batches=False."
+    )
 
 
 def _uncollectable(output: Any) -> DataError:
@@ -183,6 +248,8 @@ def concatenated(shares: list[Any]) -> Any:
         return {key: concatenated([share[key] for share in shares]) for key in first}
     if isinstance(first, tuple | list):
         return tuple(concatenated(list(column)) for column in zip(*shares, strict=True))
+    if first.dtype == object:
+        return np.concatenate(shares)
     rows = Rows(sum(len(share) for share in shares))
     for share in shares:
         rows.add(torch.from_numpy(share))

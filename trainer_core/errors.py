@@ -8,6 +8,7 @@
     ├── ModelError           (ValueError)    a model that gives no loss, or none at all
     ├── NonFiniteLossError   (RuntimeError)  a loss or a gradient that is NaN or infinite
     ├── CheckpointError      (RuntimeError)  a checkpoint that is missing, damaged or of another run
+    ├── OwnershipError       (RuntimeError)  an output folder that another run owns
     └── DistributedError     (RuntimeError)  processes that do not see each other
 
 Messages read *where: what is wrong, got value. What to do.* An error of the user's own code is never replaced:
@@ -19,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from trainer_core.settings.secrecy import mask_text
+
 
 class TrainerCoreError(Exception):
     """Root of every error that this library raises on its own account."""
@@ -28,7 +31,7 @@ class SettingsError(TrainerCoreError, ValueError):
     """Settings that are wrong; `problems` holds one sentence for each mistake."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+        self.problems = [mask_text(problem) for problem in problems]
         head = "1 setting is wrong" if len(self.problems) == 1 else f"{len(self.problems)} settings are wrong"
         super().__init__("\n".join([f"{head}:", *(f"  {problem}" for problem in self.problems)]))
 
@@ -58,6 +61,10 @@ class NonFiniteLossError(TrainerCoreError, RuntimeError):
 
 class CheckpointError(TrainerCoreError, RuntimeError):
     """A checkpoint that is missing, incomplete, damaged or of another model."""
+
+
+class OwnershipError(TrainerCoreError, RuntimeError):
+    """An output folder that another run owns."""
 
 
 class DistributedError(TrainerCoreError, RuntimeError):

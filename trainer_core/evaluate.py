@@ -7,50 +7,25 @@ the shares are put together at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
-from trainer_core.collection import BatchCollector, Collector, as_array, chained, concatenated, map_tree
+from trainer_core.collection import BatchCollector, Collector, chained, concatenated, map_tree
 from trainer_core.data.batches import batch_size_of, count_targets, to_device
 from trainer_core.data.reading import stream
 from trainer_core.data.sampling import restore_order
 from trainer_core.errors import DataError
+from trainer_core.metrics import EvalPrediction, Metrics, metrics_of, plain
 from trainer_core.modes import refuse_unshared
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from trainer_core.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class EvalPrediction:
-    """What `compute_metrics` gets; unpacks into predictions and label_ids.
-
-    Attributes:
-        predictions: array (rows, ...), or a tuple or mapping of arrays.
-        label_ids: the same for the labels.
-        inputs: the model's main input, when `include_for_metrics` names "inputs".
-        losses: (rows,), the loss of each row's batch, when `include_for_metrics` names "loss".
-    """
-
-    predictions: Any
-    label_ids: Any
-    inputs: Any = None
-    losses: Any = None
-
-    def __iter__(self) -> Iterator[Any]:
-        more = [value for value in (self.inputs, self.losses) if value is not None]
-        return iter((self.predictions, self.label_ids, *more))
-
-    def __getitem__(self, index: int) -> Any:
-        return tuple(self)[index]
 
 
 class PredictionOutput(NamedTuple):
@@ -78,7 +53,8 @@ class Evaluation:
         prefix: of the metric keys.
         loss_only: do not keep predictions.
         ignore_keys: outputs to leave out.
-        is_told: plugins hear of each batch.
+        is_told: plugins hear of each batch; else it is a rehearsal.
+        keeps_outputs: predictions are kept though metrics take batches and need no others.
     """
 
     def __init__(
@@ -89,6 +65,7 @@ class Evaluation:
         loss_only: bool,
         ignore_keys: Sequence[str] | None,
         is_told: bool = True,
+        keeps_outputs: bool = False,
     ) -> None:
         self.trainer = trainer
         self.args = trainer.args
@@ -96,18 +73,22 @@ class Evaluation:
         self.prefix = prefix
         self.loss_only = loss_only
         self.is_told = is_told
+        self.is_measured = is_told and not trainer.is_in_train
         self.ignore_keys = list(ignore_keys) if ignore_keys is not None else None
-        self.streams_metrics = self.args.batch_eval_metrics and trainer.compute_metrics is not None and not loss_only
+        self.metrics = None if loss_only else self._metrics_of_user()
+        self.streams_metrics = self.metrics is not None and self.metrics.takes_batches
+        self.keeps_outputs = not loss_only and (keeps_outputs or not self.streams_metrics)
+        self.is_fed = False
         self.loss_sum: Any = 0.0
         self.num_targets: Any = 0
         self.num_rows = 0
         self.num_batches = 0
-        self.held: EvalPrediction | None = None
-        self.streamed_metrics: Mapping[str, Any] = {}
 
     def run(self, loader: DataLoader[Any]) -> EvalLoopOutput:
         """Evaluates every row of `loader` and gives predictions, labels and metrics of all ranks."""
-        started = perf_counter()
+        self.started = perf_counter()
+        if self.is_measured:
+            self.trainer.memory.begin()
         refuse_unshared(self.trainer, loader, "get_eval_dataloader")
         batches = stream(loader)
         self.is_dealt_singly = batches.is_dealt_singly
@@ -120,9 +101,14 @@ class Evaluation:
                 self._evaluate_batch(model, inputs)
                 if is_told:
                     self.trainer.bus.tell("on_prediction_step", trainer=self.trainer)
-        outputs = self._outputs()
-        metrics = self._metrics(outputs)
-        return self._result(outputs, metrics, perf_counter() - started)
+        outputs = self._outputs() if self.keeps_outputs else EvalPrediction(None, None)
+        return self._result(outputs, self._metrics(outputs))
+
+    def _metrics_of_user(self) -> Metrics | None:
+        if self.trainer.compute_metrics is None:
+            return None
+        in_batches = self.args.batch_eval_metrics
+        return metrics_of(self.trainer.compute_metrics, self.ranks.device, in_batches=in_batches)
 
     def _evaluate_batch(self, model: torch.nn.Module, inputs: Any) -> None:
         """Goes forward with one batch, adds up its loss, and keeps or streams what it gave."""
@@ -147,47 +133,58 @@ class Evaluation:
         self._keep(EvalPrediction(logits, labels, main_input, losses))
 
     def _preprocessed(self, preprocess: Callable[[Any, Any], Any], logits: Any, labels: Any) -> Any:
-        try:
+        with self._named("preprocess_logits_for_metrics"):
             return preprocess(logits, labels)
-        except Exception as error:
-            error.add_note(self._where("preprocess_logits_for_metrics"))
-            raise
 
-    def _where(self, function: str) -> str:
-        return f"raised in {function}, in the evaluation at step {self.trainer.state.global_step}"
+    @contextmanager
+    def _named(self, function: str) -> Iterator[None]:
+        """Says in an error of the user's function which one it is, and when."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"raised in {function}, in the evaluation at step {self.trainer.state.global_step}")
+            raise
 
     def _keep(self, batch: EvalPrediction) -> None:
         if self.streams_metrics:
-            self._stream(batch)
-            return
-        for name, collector in self.collectors.items():
-            collector.add(getattr(batch, name))
+            self._stream([batch.settled()] if batch.is_complete else [])
+        if self.keeps_outputs:
+            for name, collector in self.collectors.items():
+                collector.add(getattr(batch, name))
 
-    def _stream(self, batch: EvalPrediction | None) -> bool:
-        """Hands the batches of all ranks to `compute_metrics`, one call each; the last waits for `compute_result`.
+    def _stream(self, batches: list[EvalPrediction] | None) -> bool:
+        """Hands the batches of all ranks to the metrics, each once, in the same order on every rank.
 
         Ranks may have different numbers of batches: one that is done hands over None until all are.
         """
-        host = (
-            None
-            if batch is None
-            else EvalPrediction(*(map_tree(as_array, getattr(batch, name)) for name in self.collectors))
-        )
-        shares = [share for share in self.ranks.gather_objects(host) if share is not None]
-        for share in shares:
-            if self.held is not None:
-                self._call_metrics(self.held, compute_result=False)
-            self.held = share
-        return bool(shares)
+        assert self.metrics is not None
+        shares = self._shares(batches)
+        for batch in (batch for share in shares if share is not None for batch in share):
+            with self._named("compute_metrics"):
+                self.metrics.add(batch)
+            self.is_fed = True
+        return any(share is not None for share in shares)
+
+    def _shares(self, batches: list[EvalPrediction] | None) -> list[list[EvalPrediction] | None]:
+        """Gives the batches of every rank, on this rank's device."""
+        if self.ranks.world_size == 1:
+            return [batches]
+        host = batches and [batch.on_host() for batch in batches]
+        shares: list[list[EvalPrediction] | None] = self.ranks.gather_objects(host)
+        return [share and [batch.on(self.ranks.device) for batch in share] for share in shares]
 
     def _outputs(self) -> EvalPrediction:
-        """Gives the arrays of all ranks."""
-        if self.streams_metrics:
-            while self._stream(None):
-                pass
-            if self.held is not None:
-                self.streamed_metrics = self._call_metrics(self.held, compute_result=True)
-            return EvalPrediction(None, None)
+        """Gives the arrays of all ranks.
+
+        Raises:
+            DataError: some batches gave what others did not, so that rows would not fit.
+        """
+        for name, collector in self.collectors.items():
+            if 0 < collector.batches < self.num_batches:
+                raise DataError(
+                    f"evaluation: {collector.batches} of {self.num_batches} batches give {name}. "
+                    f"Give them with every batch or with none, or set prediction_loss_only."
+                )
         arrays = {name: collector.arrays() for name, collector in self.collectors.items()}
         shares = self.ranks.gather_objects(arrays)
         if not self.args.eval_do_concat_batches:
@@ -202,36 +199,35 @@ class Evaluation:
         return EvalPrediction(**joined)
 
     def _metrics(self, outputs: EvalPrediction) -> Mapping[str, Any]:
+        """Gives what the user's metrics say; nothing where there are no predictions or no labels."""
+        if self.metrics is None:
+            return {}
         if self.streams_metrics:
-            return self.streamed_metrics
-        if self.trainer.compute_metrics is None or self.loss_only:
+            while self._stream(None):
+                pass
+        elif outputs.is_complete:
+            self.metrics.add(outputs)
+            self.is_fed = True
+        if not self.is_fed:
             return {}
-        if outputs.predictions is None or outputs.label_ids is None:
-            return {}
-        return self._call_metrics(outputs)
-
-    def _call_metrics(self, prediction: EvalPrediction, **more: bool) -> Mapping[str, Any]:
-        assert self.trainer.compute_metrics is not None
-        try:
-            metrics = self.trainer.compute_metrics(prediction, **more)
-        except Exception as error:
-            error.add_note(self._where("compute_metrics"))
-            raise
-        if not isinstance(metrics, Mapping) and more.get("compute_result", True):
+        with self._named("compute_metrics"):
+            metrics = self.metrics.result()
+        if not isinstance(metrics, Mapping):
             raise DataError(
                 f"compute_metrics: must return a mapping from names to numbers, got {type(metrics).__name__}. "
                 f"Return for example {{'accuracy': 0.9}}."
             )
-        if named := [name for name in metrics or () if not isinstance(name, str)]:
+        if named := [name for name in metrics if not isinstance(name, str)]:
             raise DataError(f"compute_metrics: its names must be strings, got {named[0]!r}. Name each metric.")
         return metrics
 
-    def _result(self, outputs: EvalPrediction, metrics: Mapping[str, Any], seconds: float) -> EvalLoopOutput:
+    def _result(self, outputs: EvalPrediction, metrics: Mapping[str, Any]) -> EvalLoopOutput:
         loss_sum, num_targets, num_rows, num_batches = self.ranks.sum_of_numbers(
             float(self.loss_sum), float(self.num_targets), self.num_rows, self.num_batches
         )
         if num_rows == 0:
             raise DataError(f"{self.prefix}: the dataset is empty. Pass a dataset with at least one row.")
+        seconds = perf_counter() - self.started
         named: dict[str, Any] = {}
         if num_targets:
             named["loss"] = loss_sum / num_targets
@@ -244,13 +240,6 @@ class Evaluation:
         prefixed = {
             name if name.startswith(f"{self.prefix}_") else f"{self.prefix}_{name}": v for name, v in named.items()
         }
+        if self.is_measured:
+            prefixed |= self.trainer.memory.take(self.prefix)
         return EvalLoopOutput(outputs.predictions, outputs.label_ids, prefixed, int(num_rows))
-
-
-def plain(value: Any) -> Any:
-    """Gives a metric as what JSON can hold: numbers of numpy and torch as Python's, arrays as lists."""
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return value.item() if math.prod(value.shape) == 1 else value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -116,6 +116,11 @@ def on_new_best(trainer: Trainer) -> None:
 
 
 @hookspec
+def on_eval_end(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Phase EVAL has evaluated: `metrics` is all that `evaluate` gave, of every dataset; no other evaluation is told."""
+
+
+@hookspec
 def on_predict(trainer: Trainer, metrics: dict[str, float]) -> None:
     """A prediction is done. May add metrics."""
 

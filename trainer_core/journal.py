@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from trainer_core.errors import SettingsError
 from trainer_core.phases import Phase, Signal
+from trainer_core.settings.secrecy import mask_text
 from trainer_core.state import Request
 
 logger = logging.getLogger("trainer_core.journal")
@@ -95,7 +96,7 @@ class Journal:
             next="" if target is None else target.name,
             signal=signal.name,
             by="loop" if request is None else request.by,
-            why="nothing else was asked for" if request is None else request.why,
+            why="nothing else was asked for" if request is None else mask_text(request.why),
             rank=self.rank,
             time=round(time(), 3),
             run=self.run,

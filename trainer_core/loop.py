@@ -23,7 +23,6 @@ import torch
 
 from trainer_core.best import remember_best
 from trainer_core.bus import SAMPLE_EVERY
-from trainer_core.data.batches import batch_size_of
 from trainer_core.errors import DataError
 from trainer_core.journal import Journal
 from trainer_core.meter import LossMeter
@@ -33,6 +32,7 @@ from trainer_core.snapshot import load_checkpoint
 from trainer_core.state import Request
 from trainer_core.step import Stepper
 from trainer_core.summary import finish
+from trainer_core.tally import tally_of
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -67,7 +67,6 @@ class Loop:
         self.batches: Iterator[Any] | None = None
         self.plugin_states_of_absentees: dict[str, Any] = {}
         self.accumulation = self.args.gradient_accumulation_steps
-        self.samples_of_full_window = 0
         self.handlers = {
             Phase.INIT: self.init,
             Phase.EPOCH: self.epoch,
@@ -115,12 +114,11 @@ class Loop:
         prepare(trainer)
         self.stream = trainer.train_stream
         self.stepper = Stepper(trainer, self.meter)
-        if self.stream.num_rows is not None:
-            self.samples_of_full_window = args.per_device_train_batch_size * self.accumulation * self.ranks.world_size
+        self.tally = tally_of(trainer)
         if self.resume_from:
             load_checkpoint(trainer, self.resume_from)
+        self.tally.begin()
         self.hooks, self.timed_hooks = self.bus.step_hooks()
-        self.first_step, self.first_sample = state.global_step, state.num_samples_seen
         self.started = perf_counter()
         self.bus.tell("on_train_begin", trainer=trainer)
         self.end_epoch("no epoch is open yet")
@@ -161,7 +159,7 @@ class Loop:
         state.batches_done += len(window)
         is_last = state.batches_done == self.stream.num_batches
         is_padded = self.is_padded(is_last)
-        state.num_samples_seen += self.num_samples(window, is_padded)
+        self.tally.add(window, is_padded=is_padded)
         self.stepper.update(window, hooks, step, is_padded=is_padded)
         state.global_step = step
         state.epoch = self.fraction(is_last)
@@ -181,6 +179,7 @@ class Loop:
         metrics = self.trainer.evaluate()
         if remember_best(self.trainer, metrics):
             self.bus.tell("on_new_best", trainer=self.trainer)
+        self.bus.tell("on_eval_end", trainer=self.trainer, metrics=metrics)
 
     def save(self) -> None:
         """Asks for a checkpoint and announces it."""
@@ -272,14 +271,6 @@ class Loop:
                     by = request.by if is_common else f"{request.by} (rank {rank})"
                     self.request(request.signal, by=by, why=request.why, interrupt=request.interrupt)
             self.local_requests = []
-
-    def num_samples(self, window: list[Any], is_padded: bool) -> int:
-        """Gives how many samples an update trains on, over all ranks and without padding."""
-        is_full = len(window) == self.accumulation and self.state.batches_done != self.stream.num_batches
-        if is_full and self.samples_of_full_window:
-            return self.samples_of_full_window
-        own = sum(batch_size_of(inputs) for inputs in (window[:-1] if is_padded else window))
-        return int(self.ranks.sum_of_numbers(own)[0])
 
     def is_padded(self, is_last: bool) -> bool:
         """Tells whether the last micro-batch fetched only keeps this rank in step with the others."""

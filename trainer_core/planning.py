@@ -139,7 +139,7 @@ def _add_evaluations(trainer: Trainer, plan: Plan) -> None:
     if args.metric_for_best_model is not None:
         names = metric_names(trainer)
         if names is not None and best_metric_name(trainer) not in names:
-            plan.contradict(missing_metric(trainer, sorted(names)))
+            plan.contradict(missing_metric("metric_for_best_model", args.metric_for_best_model, sorted(names)))
 
 
 def _refuse_empty(trainer: Trainer, plan: Plan) -> None:

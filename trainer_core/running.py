@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.data.reading import dead_worker
 from trainer_core.loop import Loop
+from trainer_core.ownership import owned
 from trainer_core.phases import Phase, Signal
 from trainer_core.process import determinism, own_random_states, tf32
 from trainer_core.state import TrainerState
@@ -44,6 +45,7 @@ class Running:
     def __enter__(self) -> Running:
         args, rank = self.trainer.args, self.trainer.ranks.rank
         self.trainer.outcome = ""
+        self.trainer.memory.begin()
         self.trainer.resumed_from = self.trainer.loaded_best_from = self.trainer.stop_request = None
         self.undo.enter_context(own_random_states(args.seed + rank))
         self.undo.enter_context(determinism(full=args.full_determinism))
@@ -52,6 +54,10 @@ class Running:
         self.trainer.bus.is_held = True
         self.is_active = True
         return self
+
+    def own(self) -> None:
+        """Owns the output folder until the run ends."""
+        self.undo.enter_context(owned(Path(self.trainer.args.output_dir), self.trainer.ranks))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -88,10 +88,10 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
-    """Resumes from `source` through the plugin that reads checkpoints.
+    """Resumes from `source` through the plugin that reads checkpoints; where nothing was saved yet the run begins anew.
 
     Raises:
-        CheckpointError: no plugin reads checkpoints, or there is none to read.
+        CheckpointError: no plugin reads checkpoints, or there is none of that name.
     """
     if not trainer.bus.listens("read_checkpoint"):
         raise CheckpointError(
@@ -101,7 +101,9 @@ def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
         fetched = trainer.bus.ask("fetch_checkpoint", trainer=trainer, source=source)
         source = source if fetched is None else str(fetched)
     folder = trainer.bus.ask("read_checkpoint", trainer=trainer, source=source)
-    if folder is None:
+    if folder is None and source is True:
+        logger.info("resume_from_checkpoint: nothing was saved in %s yet; the run begins.", trainer.args.output_dir)
+    elif folder is None:
         raise CheckpointError(
             f"resume_from_checkpoint: there is no checkpoint, got {source!r}. Pass False to start anew."
         )

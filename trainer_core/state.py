@@ -52,6 +52,7 @@ class TrainerState:
         train_batch_size: samples a micro-batch a rank.
         logging_steps, eval_steps, save_steps: updates between two of a kind; 0 for never.
         num_samples_seen: samples trained on, over all ranks.
+        num_input_tokens_seen: tokens of the main input trained on, over all ranks; 0 while they are not counted.
         log_history: every logged row, oldest first; appended only.
         best_metric: best value of `metric_for_best_model` so far.
         best_global_step: the update at which it was measured.
@@ -74,6 +75,7 @@ class TrainerState:
     eval_steps: int = 0
     save_steps: int = 0
     num_samples_seen: int = 0
+    num_input_tokens_seen: int = 0
     log_history: list[dict[str, Any]] = field(default_factory=list)
     best_metric: float | None = None
     best_global_step: int | None = None

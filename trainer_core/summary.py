@@ -34,14 +34,19 @@ def finish(trainer: Trainer, loop: Loop) -> None:
 def closing_metrics(trainer: Trainer, loop: Loop) -> dict[str, Any]:
     """Gives what this call of `train()` did: its rates count only what it trained itself."""
     seconds = perf_counter() - loop.started
-    updates = trainer.state.global_step - loop.first_step
-    samples = trainer.state.num_samples_seen - loop.first_sample
     return {
         "train_runtime": round(seconds, 4),
-        "train_samples_per_second": round(samples / seconds, 3),
-        "train_steps_per_second": round(updates / seconds, 3),
+        **loop.tally.rates(seconds),
         "train_loss": mean_train_loss(trainer, loop),
+        **tokens_seen(trainer),
+        **trainer.memory.take("train"),
     }
+
+
+def tokens_seen(trainer: Trainer) -> dict[str, int]:
+    """Gives what every row says of tokens; nothing unless it is asked for."""
+    wanted = trainer.args.include_num_input_tokens_seen != "no"
+    return {"num_input_tokens_seen": trainer.state.num_input_tokens_seen} if wanted else {}
 
 
 def mean_train_loss(trainer: Trainer, loop: Loop) -> float:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from trainer_core import assembly, modes
+from trainer_core import assembly, modes, results
 from trainer_core.bus import Bus
 from trainer_core.cadence import Cadence
 from trainer_core.callbacks import TrainerControl
@@ -27,9 +27,11 @@ from trainer_core.data.columns import ModelColumns, model_columns
 from trainer_core.data.loaders import build_eval_loader, build_train_loader
 from trainer_core.data.reading import BatchStream
 from trainer_core.errors import PluginError
-from trainer_core.evaluate import EvalLoopOutput, Evaluation, PredictionOutput, plain
+from trainer_core.evaluate import EvalLoopOutput, Evaluation, PredictionOutput
 from trainer_core.journal import explain, last_run
 from trainer_core.loss import LossFunction, is_shifted, loss_and_outputs, prediction_of, takes
+from trainer_core.memory import MemoryMeter
+from trainer_core.metrics import plain
 from trainer_core.optim.optimizers import create_optimizer, decay_parameter_names
 from trainer_core.optim.schedules import create_schedule
 from trainer_core.phases import Signal
@@ -40,14 +42,15 @@ from trainer_core.running import Running
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.snapshot import load_run_state, run_state
 from trainer_core.state import Request, TrainerState
-from trainer_core.summary import training_row
+from trainer_core.summary import tokens_seen, training_row
 from trainer_core.weights import write_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-ComputeMetrics = Callable[..., Mapping[str, Any]]
+ComputeMetrics = Callable[..., Mapping[str, Any]] | Any
+"""A function, or an object of the kinds that `metrics` tells of."""
 Outcome = Literal["", "completed", "stopped", "interrupted", "failed"]
 
 
@@ -70,7 +73,7 @@ class Trainer:
         eval_dataset: the same, or a mapping from names to datasets (metrics `eval_<name>_…`).
         tokenizer: used for padding and saved with the model; `processing_class` is the same.
         model_init: gives the model anew for each `train()`; instead of `model`.
-        compute_metrics: from an `EvalPrediction` to a mapping of numbers.
+        compute_metrics: from an `EvalPrediction` to a mapping of numbers; or a metric of torchmetrics or evaluate.
         callbacks: callbacks or objects with hook methods; classes or instances. `callback` is the same.
         optimizers: (optimizer, scheduler), each or both None to have them made from the settings.
         preprocess_logits_for_metrics: (logits, labels) -> what is kept of them.
@@ -107,6 +110,7 @@ class Trainer:
     ) -> None:
         self.args = args if args is not None else TrainingArguments()
         more_callbacks = assembly.check_arguments(self, locals(), others)
+        self.memory = MemoryMeter(self.args)
         self.model_init, self.trial = model_init, None
         self.model: nn.Module = model if model is not None else assembly.new_model(self)
         self.model_wrapped: nn.Module = self.model
@@ -137,6 +141,7 @@ class Trainer:
         self.bus = Bus()
         assembly.register_plugins(self, plugins or (), [*(callbacks or ()), *more_callbacks])
         self.bus.tell("on_init_end", trainer=self)
+        self.memory.end_init()
 
     # Running
 
@@ -167,6 +172,7 @@ class Trainer:
         self.trial, self.ignore_keys_for_eval = trial, ignore_keys_for_eval
         self.running = Running(self, resume_from_checkpoint)
         with self.running as running:
+            running.own()
             running.loop.run()
         loss = self.train_metrics["train_loss"]
         return TrainOutput(self.state.global_step, loss, dict(self.train_metrics))
@@ -223,11 +229,18 @@ class Trainer:
         ignore_keys: Sequence[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Goes over `dataloader` once without gradients; may be overridden."""
+        """Goes over `dataloader` once without gradients; may be overridden.
+
+        Predictions are given unless metrics take batches; under the description "Prediction" always.
+        """
         self.eval_dataloader = dataloader
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         keys = ignore_keys if ignore_keys is not None else modes.keys_to_ignore(self)
-        return Evaluation(self, metric_key_prefix, loss_only=loss_only, ignore_keys=keys).run(dataloader)
+        is_prediction = description == "Prediction"
+        evaluation = Evaluation(
+            self, metric_key_prefix, loss_only=loss_only, ignore_keys=keys, keeps_outputs=is_prediction
+        )
+        return evaluation.run(dataloader)
 
     def plan(self) -> Plan:
         """Gives what `train()` would do, without doing any of it."""
@@ -336,7 +349,7 @@ class Trainer:
         row = {name: plain(value) for name, value in logs.items()}
         if start_time is not None:
             row["train_runtime"] = round(time() - start_time, 4)
-        row |= {"epoch": self.state.epoch, "step": self.state.global_step}
+        row |= {"epoch": self.state.epoch, "step": self.state.global_step} | tokens_seen(self)
         self.state.log_history.append(row)
         self.bus.tell("on_log", trainer=self, logs=row)
 
@@ -394,6 +407,22 @@ class Trainer:
         if self.ranks.is_main:
             write_model(self.model, folder, self.processing_class)
         self.ranks.barrier()
+
+    def log_metrics(self, split: str, metrics: Mapping[str, Any]) -> None:
+        """Prints metrics as a table on the main rank, under the name of `split` ("train", "eval", "test")."""
+        results.print_metrics(self, split, metrics)
+
+    def metrics_format(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives metrics as one reads them: times as h:mm:ss, few digits."""
+        return results.formatted(metrics)
+
+    def save_metrics(self, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
+        """Writes `<split>_results.json` into `output_dir` on the main rank; `combined` adds to `all_results.json`."""
+        results.write_metrics(self, split, metrics, combined=combined)
+
+    def save_state(self) -> None:
+        """Writes counters and log history as `trainer_state.json` into `output_dir` on the main rank."""
+        results.write_state(self)
 
     def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True, **options: Any) -> Any:
         """Saves the model, writes its card and pushes both, through the plugin that pushes.
@@ -473,6 +502,20 @@ class Trainer:
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Gives the names of the parameters that weight decay acts on: all but biases and those of norm layers."""
         return decay_parameter_names(model)
+
+    def get_learning_rates(self) -> list[float]:
+        """Gives the learning rate of each group of the optimizer's parameters."""
+        if self.optimizer is None:
+            raise RuntimeError("Trainer.get_learning_rates: there is no optimizer yet. Call train(), or pass one.")
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def get_num_trainable_parameters(self) -> int:
+        """Gives the number of parameters that require a gradient."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """Gives the samples a step, over all micro-batches and ranks."""
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks.world_size
 
     @cached_property
     def accelerator(self) -> Accelerator:

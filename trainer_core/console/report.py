@@ -22,6 +22,7 @@ from trainer_core.console.wording import (
 )
 from trainer_core.phases import Phase
 from trainer_core.settings.arguments import DERIVED
+from trainer_core.settings.secrecy import mask_text
 from trainer_core.settings.section import DEFAULT, shown
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def closing(trainer: Trainer, record: Record, *, levels: str) -> Report:
         levels: characters of the loss curve.
     """
     headline, mood = _outcome(trainer, record)
-    lines = [*_results(trainer, levels), *_troubles(trainer), *_times(trainer)]
+    lines = [*_results(trainer, levels), *_troubles(trainer), *_notes_of_plugins(trainer), *_times(trainer)]
     if record.checkpoint is not None:
         lines.append(("checkpoint", path_text(record.checkpoint)))
     if resume := resume_call(trainer, record):
@@ -157,7 +158,7 @@ def error_in_words(error: BaseException | None) -> str:
     """Gives an error's type and the first line of its message."""
     if error is None:
         return "unknown"
-    first, _, _ = str(error).strip().partition("\n")
+    first, _, _ = mask_text(str(error)).strip().partition("\n")
     return shortened(printable(f"{type(error).__name__}: {first}" if first else type(error).__name__), LONGEST_ERROR)
 
 
@@ -170,7 +171,9 @@ def _results(trainer: Trainer, levels: str) -> Iterator[tuple[str, str]]:
     if trainer.outcome != "failed" and metrics:
         loss, samples = metrics["train_loss"], metrics["train_samples_per_second"]
         steps = metrics["train_steps_per_second"]
-        yield "training", f"loss {number(loss)}  {rate(samples)} samples/s  {rate(steps)} steps/s"
+        tokens = metrics.get("train_tokens_per_second")
+        counted = f"  {rate(tokens)} tokens/s" if tokens is not None else ""
+        yield "training", f"loss {number(loss)}  {rate(samples)} samples/s  {rate(steps)} steps/s{counted}"
     step, rows = _last_evaluation(trainer)
     for row in rows:
         name = f" {row[0]}" if row[0] else ""
@@ -208,6 +211,14 @@ def _troubles(trainer: Trainer) -> Iterator[tuple[str, str]]:
         if member.failures:
             end = "it was switched off" if member.is_off else "the run went on"
             yield "trouble", f"{member.name} failed {member.failures} times, {end}"
+
+
+def _notes_of_plugins(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """Gives what plugins with `closing_notes` have to say of the run."""
+    for member in trainer.bus.members.values():
+        notes = getattr(member.plugin, "closing_notes", None)
+        if callable(notes):
+            yield from notes()
 
 
 def _times(trainer: Trainer) -> Iterator[tuple[str, str]]:

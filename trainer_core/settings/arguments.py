@@ -17,6 +17,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from trainer_core.errors import SettingsError, did_you_mean
 from trainer_core.settings import names
+from trainer_core.settings.accepted import values_of
 from trainer_core.settings.contradictions import core_contradictions, derived_values
 from trainer_core.settings.discovery import installed_names, installed_plugins
 from trainer_core.settings.merging import Layer, Merged, blocked_plugins, keyword_layer, merge
@@ -28,6 +29,7 @@ from trainer_core.settings.options import (
     OptimizerOptions,
     PrecisionOptions,
 )
+from trainer_core.settings.secrecy import mask_mistaken, mask_secrets
 from trainer_core.settings.section import DEFAULT, Given, Section, problem
 from trainer_core.settings.sources import environment_layer, file_layers
 from trainer_core.settings.validation import fill
@@ -130,12 +132,13 @@ class TrainingArguments(
     def to_dict(self) -> dict[str, Any]:
         """Gives all values as JSON has them; `TrainingArguments(**args.to_dict())` equals `args`.
 
-        Secret values of sections come out masked.
+        Secrets come out masked, by the names of their options.
         """
         words = self._words()
         off = {name: None for name, kind in words.sections.items() if kind.on_by_default and name not in self._sections}
         on = {name: section.model_dump(mode="json") for name, section in self._sections.items()}
-        return {**self.model_dump(mode="json"), **on, **off}
+        values: dict[str, Any] = mask_secrets({**self.model_dump(mode="json"), **on, **off})
+        return values
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in type(self).model_fields:
@@ -152,8 +155,8 @@ class TrainingArguments(
             return self._flat(words, flat)
         if (method := words.methods.get(name)) is not None and method.section in self._sections:
             return partial(getattr(self._sections[method.section], method.field), self)
-        if name in names.OFF:
-            return names.OFF[name][0]
+        if accepted := values_of(name):
+            return accepted[0]
         what, remedy = words.unknown(name)
         raise AttributeError(f"{name}: {what}. {remedy}", name=name, obj=self)
 
@@ -161,7 +164,8 @@ class TrainingArguments(
         if name.startswith("_"):
             super().__setattr__(name, value)
         else:
-            raise AttributeError(f"{name}: settings are frozen, got {value!r}. Use args.replace({name}={value!r}).")
+            given = repr(mask_mistaken(value, name))
+            raise AttributeError(f"{name}: settings are frozen, got {given}. Use args.replace({name}={given}).")
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{name}: settings are frozen. Use args.replace({name}=...).")
@@ -174,7 +178,8 @@ class TrainingArguments(
     __hash__ = None  # type: ignore[assignment]  # lists and mappings are among the values
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._unusual())})"
+        values = (f"{name}={mask_secrets(value, name)!r}" for name, value in self._unusual())
+        return f"{type(self).__name__}({', '.join(values)})"
 
     __str__ = __repr__
 

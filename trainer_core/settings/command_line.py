@@ -22,7 +22,8 @@ from trainer_core.settings import names
 from trainer_core.settings.conversion import takes_bool, takes_list
 from trainer_core.settings.merging import Layer
 from trainer_core.settings.options import Options
-from trainer_core.settings.section import Given
+from trainer_core.settings.secrecy import mask_text
+from trainer_core.settings.section import Given, shown
 from trainer_core.settings.vocabulary import CORE, Place, Vocabulary
 
 SOURCE: Final = "command line"
@@ -57,7 +58,8 @@ def read_command_line(words: Vocabulary, argv: Sequence[str] | None) -> tuple[li
         for name, value in given
         if value == _NO_VALUE
     ]
-    stray = [f"command line: belongs to no option, got {token!r}. Write --option VALUE." for token in _stray(rest)]
+    loose = [shown("", word) for word in _stray(rest)]
+    stray = [f"command line: belongs to no option, got {word}. Write --option VALUE." for word in loose]
     entries = [Given(value, SOURCE, name) for name, value in given if value != _NO_VALUE]
     return files, Layer(entries, "text", [*problems, *stray])
 
@@ -86,7 +88,7 @@ def _joined(argv: Sequence[str]) -> Iterator[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SettingsError([f"command line: {message}. See --help."])
+        raise SettingsError([f"command line: {mask_text(message, pairs=True)}. See --help."])
 
 
 def _build_parser(words: Vocabulary) -> argparse.ArgumentParser:

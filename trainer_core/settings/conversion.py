@@ -35,6 +35,14 @@ def converted(value: object, annotation: Any, kind: Kind) -> object:
     return plain(value)
 
 
+def readings(value: object, kind: Kind) -> Iterator[object]:
+    """Gives what `value` may stand for where no type says what is wanted."""
+    if kind == "text" and isinstance(value, str):
+        yield from _candidates(value)
+    else:
+        yield plain(value)
+
+
 def plain(value: object) -> object:
     """Gives the plain value of an enum member or of a number of numpy's."""
     if isinstance(value, Enum):

@@ -21,8 +21,9 @@ from pydantic import BaseModel
 
 from trainer_core.errors import did_you_mean
 from trainer_core.settings import names
+from trainer_core.settings.accepted import is_accepted
 from trainer_core.settings.conversion import Kind, as_switch, converted, plain
-from trainer_core.settings.section import Given, Section, problem
+from trainer_core.settings.section import Given, Section, problem, shown
 from trainer_core.settings.vocabulary import CORE, Place, Vocabulary
 
 logger = logging.getLogger("trainer_core.settings")
@@ -101,7 +102,7 @@ def _note(found: dict[Place, Given], place: Place, given: Given) -> Iterator[str
     elif (flag := _flag_of(before) or _flag_of(given)) is not None and flag(before.value) == flag(given.value):
         found[place] = given if _flag_of(before) else before  # the choice says more than yes or no
     elif type(before.value) is not type(given.value) or before.value != given.value:
-        other = f"is given as {before.spelled}={_as_given(before)!r} as well"
+        other = f"is given as {_assignment(Given(_as_given(before), spelled=before.spelled))} as well"
         mine = Given(_as_given(given), given.source, given.spelled)
         yield problem(given.spelled, other, mine, f"They are one option: keep {before.spelled} or {given.spelled}.")
 
@@ -116,6 +117,10 @@ def _as_given(given: Given) -> object:
     return given.value if flag is None else flag(given.value)
 
 
+def _assignment(given: Given) -> str:
+    return f"{given.spelled}={shown(given.spelled, given.value)}"
+
+
 class _Ledger:
     """What was said of one section, and by which layer."""
 
@@ -126,7 +131,7 @@ class _Ledger:
     def switch(self, level: int, step: Switched) -> Iterator[str]:
         if self.last is not None and self.last[0] == level and self.last[1].on != step.on:
             before = self.last[1].given
-            what = f"contradicts {before.spelled}={before.value!r}"
+            what = f"contradicts {_assignment(before)}"
             yield problem(step.given.spelled, what, step.given, "Keep one of the two.")
         self.last = (level, step)
 
@@ -141,7 +146,7 @@ class _Ledger:
         if present:
             merged.sections[name] = {field: given for field, (_, given) in self.values.items()}
             return
-        off = "it is off by default" if last is None else f"{last.given.spelled}={last.given.value!r} turns it off"
+        off = "it is off by default" if last is None else f"{_assignment(last.given)} turns it off"
         remedy = f"Set {section.switch or name}, or leave it out."
         for at, given in self.values.values():
             if at >= level:
@@ -173,7 +178,7 @@ class _Reader:
             yield from self._fields(head, {rest: entry.value}, entry)
         elif rest and head in words.groups:
             yield from self._group(head, Given({rest: entry.value}, entry.source, head))
-        elif name not in names.OFF or entry.value not in names.OFF[name]:
+        elif not is_accepted(name, entry.value, self.kind):
             yield problem(name, *self._told(name, entry))
 
     def _told(self, name: str, entry: Given) -> tuple[str, Given, str]:
@@ -206,7 +211,7 @@ class _Reader:
         value = as_switch(entry.value, self.kind) if place is None else self._value(place, entry)[1].value
         given = Given(value, entry.source, entry.spelled)
         if name in words.switches:
-            on = value is not None and value is not False
+            on = value is not None and value is not False and not is_accepted(name, entry.value, self.kind)
             yield Switched(words.switches[name], on, given)
             if place is None and not (value is None or isinstance(value, bool)):
                 yield problem(entry.spelled, "must be true or false", entry, "Use True or False.")

@@ -74,6 +74,7 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
             "save_only_model",
             "load_best_model_at_end",
             "resume_from_checkpoint",
+            "overwrite_output_dir",
         ),
         _CHECKPOINTING,
     ),
@@ -82,6 +83,7 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
             "push_to_hub",
             "hub_model_id",
             "hub_strategy",
+            "hug_strategy",
             "hub_token",
             "hub_private_repo",
             "hub_always_push",
@@ -107,6 +109,7 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
     "neftune_noise_alpha": "neftune",
     "early_stopping_patience": "early_stopping",
     "early_stopping_threshold": "early_stopping",
+    "max_time": "stop_at",
     "disable_tqdm": "console",
 }
 """Flat name -> the plugin that brings it."""
@@ -137,7 +140,10 @@ OFF: Final[Mapping[str, tuple[object, ...]]] = {
 
 def distribution_of(plugin: str) -> str:
     """Gives the distribution to install for one of our plugins."""
-    return "trainer-core" if plugin == "console" else f"trainer-core-{plugin.replace('_', '-')}"
+    return _DISTRIBUTION_OF.get(plugin, f"trainer-core-{plugin.replace('_', '-')}")
+
+
+_DISTRIBUTION_OF: Final = {"console": "trainer-core", "stop_at": "trainer-core-early-stopping"}
 
 
 TRAINER_ARGUMENTS: Final[Mapping[str, str]] = {
@@ -165,7 +171,6 @@ TRAINER_ARGUMENTS: Final[Mapping[str, str]] = {
 
 _LATER = "is not offered yet"
 _FSDP = (_LATER, "Train with one process a device (torchrun or accelerate launch); models are replicated.")
-_TOKENS = (_LATER, "Leave it out; the console shows the speed of the run.")
 _DELIVERY = ("is not offered: each rank reads its own share of the data", "Leave it out.")
 
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
@@ -227,19 +232,15 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
         "is not needed: the state of plugins and callbacks is always saved and restored",
         "Leave it out.",
     ),
-    "overwrite_output_dir": (
-        "is gone: nothing in a folder is overwritten unasked",
-        "Use a new output_dir, or resume_from_checkpoint to go on in this one.",
-    ),
     "logging_nan_inf_filter": ("is gone: a loss is reported as what it is", "Use nan_policy."),
-    "include_tokens_per_second": _TOKENS,
-    "include_num_input_tokens_seen": _TOKENS,
-    "skip_memory_metrics": (_LATER, "Leave it out, or use torch.profiler in a callback."),
     "debug": (_LATER, "Use torch.autograd.set_detect_anomaly(True)."),
     "ray_scope": ("is Ray's", "Set the environment variable RAY_SCOPE."),
     "sortish_sampler": ("never did anything", 'Use train_sampling_strategy="group_by_length".'),
 }
-"""Name -> why it is refused, and what to use instead. The value does not matter: nothing is accepted and ignored."""
+"""Name -> why it is refused, and what to use instead: nothing is accepted and ignored.
+
+A value that asks for what is done anyway is no mistake: see `accepted`.
+"""
 
 _OWN_OPTIMIZER = "Build it yourself and pass optimizers=(optimizer, None) to Trainer, or override create_optimizer."
 

@@ -69,6 +69,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+def _counting(value: object) -> object:
+    """Reads the original's True and False."""
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        value = value.lower() == "true"
+    return ("all" if value else "no") if isinstance(value, bool) else value
+
+
 def _all_steps(value: int) -> int:
     if value < 1 and value != -1:
         raise ValueError("must be -1 or at least 1. Use -1 to train for num_train_epochs")
@@ -113,6 +120,12 @@ class CoreOptions(Options):
     """What a NaN or infinite loss or gradient does: ends the run, skips the step, or nothing."""
     average_tokens_across_devices: bool = True
     """Whether targets are counted over all ranks, so that each weighs the same in the loss."""
+    include_num_input_tokens_seen: Annotated[Literal["no", "all", "non_padding"], BeforeValidator(_counting)] = "no"
+    """Which elements of the model's main input are counted as tokens in every logged row; True is "all"."""
+    include_tokens_per_second: bool = False
+    """Whether the closing row has train_tokens_per_second; counts all tokens unless told to leave out padding."""
+    skip_memory_metrics: bool = True
+    """Whether metrics leave out how much memory the constructor, training and evaluations took."""
     torch_empty_cache_steps: Count | None = None
     """Steps between two releases of the accelerator's cached memory; None for never."""
     block_plugins: list[str] = Field(default_factory=list)

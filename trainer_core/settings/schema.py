@@ -7,6 +7,7 @@ from typing import Any, Final
 from pydantic.json_schema import models_json_schema
 
 from trainer_core.settings import names
+from trainer_core.settings.accepted import ACCEPTED
 from trainer_core.settings.vocabulary import Place, Vocabulary
 
 TEMPLATE: Final = "#/$defs/{model}"
@@ -22,6 +23,7 @@ def json_schema(words: Vocabulary) -> dict[str, Any]:
     properties = {**core, **_groups(words, core), **_sections(words, by_model), **_flat(words, by_model)}
     properties |= {alias: _also(properties, entry) for alias, entry in names.ALIASES.items()}
     properties |= {alias: properties[flat] for alias, flat in words.aliases.items()}
+    properties |= {name: {"enum": list(values)} for name, values in ACCEPTED.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": words.core.__name__,

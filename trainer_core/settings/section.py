@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from trainer_core.settings.secrecy import mask_mistaken, mask_secrets
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -31,7 +33,12 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     flat: ClassVar[Mapping[str, str]] = {}
@@ -51,6 +58,9 @@ class Section(BaseModel):
     def contradictions(self, args: TrainingArguments) -> Iterable[str]:
         """Gives whole sentences on what cannot be meant together; asked when every single value is valid."""
         return ()
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, mask_secrets(value, name or "")) for name, value in super().__repr_args__()]
 
 
 def _whole_or_share(value: float) -> float:
@@ -95,9 +105,8 @@ _short.maxstring = _short.maxother = 80
 
 
 def shown(where: str, value: object) -> str:
-    """Gives a value for a message: shortened, and hidden where the name says that it is secret."""
-    secret = where.replace(".", "_").endswith(("token", "password", "secret", "api_key"))
-    return "'***'" if secret and value is not None else _short.repr(value)
+    """Gives a value for a message: shortened, and masked where it is, or may be meant as, a secret."""
+    return _short.repr(mask_mistaken(value, where))
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], given: Mapping[str, Given], prefix: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Final
 
 from trainer_core.settings.discovery import BLOCK_VARIABLE
 from trainer_core.settings.merging import Layer
+from trainer_core.settings.secrecy import mask_text
 from trainer_core.settings.section import Given
 
 PREFIX: Final = "TRAINER_CORE_"
@@ -42,6 +43,6 @@ def _file_layer(path: str) -> Layer:
     try:
         values = read_file(path, suffix)
     except Exception as error:  # three parsers, each with errors of its own
-        reason = " ".join(str(error).split())
+        reason = mask_text(" ".join(str(error).split()), pairs=True)  # it quotes the line
         return Layer([], "file", [f"{path}: cannot be read ({type(error).__name__}: {reason}). Correct the file."])
     return Layer([Given(value, path, name) for name, value in values.items()], "file")

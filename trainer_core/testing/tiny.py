@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from trainer_core.evaluate import EvalPrediction
+from trainer_core.metrics import EvalPrediction
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.settings.discovery import BLOCK_VARIABLE, installed_names
 from trainer_core.trainer import Trainer

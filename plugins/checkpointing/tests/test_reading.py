@@ -34,12 +34,20 @@ def refusal(trainer, source):
     return str(caught.value)
 
 
-def test_no_checkpoint_yet(small, tmp_path):
-    expected = (
-        f"{WHERE}there is no checkpoint to resume from in {tmp_path / 'new'}, got True. "
-        "Pass False or leave it out to start anew."
+def test_where_nothing_was_saved_yet_the_run_begins(small, tmp_path):
+    begun, anew = small.trainer(tmp_path / "begun"), small.trainer(tmp_path / "anew")
+    begun.train(resume_from_checkpoint=True)
+    anew.train()
+    assert (begun.resumed_from, begun.state.global_step) == (None, 18)
+    assert all(torch.equal(*pair) for pair in zip(begun.model.parameters(), anew.model.parameters(), strict=True))
+
+
+def test_where_no_checkpoint_is_whole_nothing_begins(small, run):
+    for path in run.glob("checkpoint-*"):
+        (path / "manifest.json").unlink()
+    assert refusal(small.trainer(run), True) == (
+        f"{WHERE}no checkpoint in {run} can be resumed from, got True. Pass False or leave it out to start anew."
     )
-    assert refusal(small.trainer(tmp_path / "new"), True) == expected
 
 
 def test_a_path_that_is_missing_a_file_or_empty(small, tmp_path):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import trainer_core
+from trainer_core import mask_secrets
 
 if TYPE_CHECKING:
     from trainer_core import Trainer
-
-_SECRETS: Final = ("token", "password", "secret", "api_key")
-_MASK: Final = "***"
 
 
 def versions() -> dict[str, str]:
@@ -36,7 +33,7 @@ def plugins(trainer: Trainer) -> dict[str, str]:
 
 def settings(trainer: Trainer) -> dict[str, Any]:
     """Gives all settings, secrets masked."""
-    masked: dict[str, Any] = _without_secrets(trainer.args.to_dict())
+    masked: dict[str, Any] = mask_secrets(trainer.args.to_dict())
     return masked
 
 
@@ -49,20 +46,3 @@ def _class_of(plugin: object) -> str:
 def _installed_versions() -> dict[str, str]:
     points = entry_points(group="trainer_core")
     return {point.name: f" {point.dist.version}" for point in points if point.dist is not None}
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            str(name): _MASK if item is not None and _is_secret(str(name)) else _without_secrets(item)
-            for name, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_without_secrets(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
-
-
-def _is_secret(name: str) -> bool:
-    return name.lower().endswith(_SECRETS)

@@ -122,12 +122,14 @@ class Checkpointing:
     def _path_of(trainer: Trainer, name: str) -> str:
         return str(Path(trainer.args.output_dir) / name)
 
-    def read_checkpoint(self, trainer: Trainer, source: str | bool) -> Path:
-        """Finds, checks and loads a checkpoint; the random states come last."""
+    def read_checkpoint(self, trainer: Trainer, source: str | bool) -> Path | None:
+        """Finds, checks and loads a checkpoint; the random states come last. Gives None where nothing was saved yet."""
         output_dir = Path(trainer.args.output_dir)
         if trainer.is_main_rank:
             folder.tidy(output_dir)
         path = on_main(trainer, lambda: reading.find(output_dir, source))
+        if path is None:
+            return None
         manifest, self._to_restore = reading.load(trainer, path)
         self._lineage = on_main(trainer, lambda: _branch(output_dir, path, Lineage(manifest.run, manifest.generation)))
         if path.resolve().parent != output_dir.resolve():

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trainer_core.checkpointing")
 
 
-def find(output_dir: Path, source: str | bool) -> Path:
-    """Gives the checkpoint that `source` means, with every file of it checked.
+def find(output_dir: Path, source: str | bool) -> Path | None:
+    """Gives the checkpoint that `source` means, with every file of it checked; None for True where nothing was saved.
 
     Args:
         output_dir: where the newest one is looked for.
@@ -34,7 +34,7 @@ def find(output_dir: Path, source: str | bool) -> Path:
     return _named(output_dir, Path(str(source))) if source is not True else _newest(output_dir)
 
 
-def _newest(output_dir: Path) -> Path:
+def _newest(output_dir: Path) -> Path | None:
     whole = folder.complete(output_dir)
     for path in folder.numbered(output_dir):
         if path not in [found for found, _ in whole]:
@@ -46,8 +46,10 @@ def _newest(output_dir: Path) -> Path:
             logger.warning("%s: is passed over. %s", path.name, error)
         else:
             return path
+    if not folder.numbered(output_dir):
+        return None
     raise CheckpointError(
-        f"resume_from_checkpoint: there is no checkpoint to resume from in {output_dir}, got True. "
+        f"resume_from_checkpoint: no checkpoint in {output_dir} can be resumed from, got True. "
         f"Pass False or leave it out to start anew."
     )
 

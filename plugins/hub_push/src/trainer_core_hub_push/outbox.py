@@ -1,0 +1,280 @@
+"""The outbox of a run: what is still to be pushed, whole, whatever becomes of the run and of its checkpoints.
+
+    output_dir/.outbox/
+      lock                        held by the process that uploads, with its number
+      00000003-6f0c…/             an entry, complete because it bears this name; they are pushed in this order
+        entry.json                where it goes, and what it replaces there
+        files/…                   what goes there
+        tried                     head of the repository before the last try to commit it
+      .staging-…                  an entry that is being queued
+      .done-…                     one that is being deleted
+
+Weights are hard links, as nobody writes into those of a checkpoint; all else is copied, for files such as a log that
+checkpoints share go on growing. Where links are not offered everything is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+logger = logging.getLogger("trainer_core.hub_push")
+
+NAME: Final = ".outbox"
+FILES: Final = "files"
+_ENTRY: Final = "entry.json"
+_TRIED: Final = "tried"
+_LOCK: Final = "lock"
+_FOLDER: Final = re.compile(r"([0-9]{8,})-[0-9a-f]{32}")
+_STAGING: Final = ".staging-"
+_DONE: Final = ".done-"
+_IMMUTABLE: Final = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What is to become of an entry.
+
+    Attributes:
+        repo: `owner/name`, or `name` for whom the token belongs to.
+        message: title of the commit.
+        path: folder in the repository; empty for its root.
+        key: a newer push of the same key to the same place replaces this one; empty for never.
+        replaces: patterns of files in the repository that the commit deletes where the entry has none of that name.
+        revision: branch; None for the main one.
+        private: whether a repository that is made is private; None for its owner's default.
+        step: updates that were done.
+    """
+
+    repo: str
+    message: str
+    path: str = ""
+    key: str = ""
+    replaces: tuple[str, ...] = ()
+    revision: str | None = None
+    private: bool | None = None
+    step: int = 0
+
+    @property
+    def target(self) -> tuple[str, str | None, str]:
+        """What a newer push must have in common with this one to replace it."""
+        return self.repo, self.revision, self.key
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A complete entry of an outbox.
+
+    Attributes:
+        id: marks its commit.
+        folder: where it lies.
+        push: what is to become of it.
+        created_at: time of day, for the reader.
+    """
+
+    id: str
+    folder: Path
+    push: Push
+    created_at: str = field(compare=False)
+
+    def files(self) -> dict[str, Path]:
+        """Gives the files, by path in the repository."""
+        root = self.folder / FILES
+        return {self._in_repository(name): root / name for name in files_in(root)}
+
+    def _in_repository(self, name: str) -> str:
+        return f"{self.push.path}/{name}" if self.push.path else name
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(file.stat().st_size for file in self.files().values())
+
+    @property
+    def tried_on(self) -> str | None:
+        """Head of the repository before the last try to commit it; None when there was none."""
+        file = self.folder / _TRIED
+        return file.read_text(encoding="ascii") if file.is_file() else None
+
+    def note_try(self, head: str) -> None:
+        """Remembers that a commit on `head` is about to be tried."""
+        _write_durably(self.folder / _TRIED, head)
+
+
+class Outbox:
+    """What a run has still to push.
+
+    Args:
+        output_dir: of the run.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.folder = output_dir / NAME
+
+    def entries(self) -> list[Entry]:
+        """Gives the complete entries, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        names = sorted(path.name for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name))
+        return [entry for name in names if (entry := self._read(self.folder / name)) is not None]
+
+    def add(self, push: Push, files: Mapping[str, Path]) -> Entry:
+        """Queues `files`, by path below that of the push; the entry is durable when it is given.
+
+        Raises:
+            OSError: it could not be written; nothing is queued.
+        """
+        with self.staging() as staged:
+            for name, source in files.items():
+                _take(source, staged / name)
+            return self.seal(push, staged)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Gives a folder to put files into; it is gone afterwards, unless it was sealed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        staging = self.folder / f"{_STAGING}{os.getpid()}-{uuid4().hex[:8]}"
+        files = staging / FILES
+        files.mkdir(parents=True)
+        try:
+            yield files
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def seal(self, push: Push, staged: Path) -> Entry:
+        """Makes an entry of a folder of `staging`."""
+        entry_id, created_at = uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds")
+        body = {"id": entry_id, "created_at": created_at, **asdict(push)}
+        _flush_tree(staged)
+        _write_durably(staged.parent / _ENTRY, json.dumps(body, indent=2))
+        target = self.folder / f"{self._next_number():08d}-{entry_id}"
+        staged.parent.rename(target)
+        _flush(self.folder)
+        return Entry(entry_id, target, push, created_at)
+
+    def remove(self, entry: Entry) -> None:
+        """Takes out an entry; one that is there in parts is never seen."""
+        done = self.folder / f"{_DONE}{entry.folder.name}"
+        entry.folder.rename(done)
+        shutil.rmtree(done, ignore_errors=True)
+
+    def tidy(self, *, staging: bool) -> None:
+        """Deletes what a process that died left behind.
+
+        Args:
+            staging: also what was being queued; for the run, which alone queues.
+        """
+        prefixes = (_DONE, _STAGING) if staging else (_DONE,)
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name.startswith(prefixes):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Tells whether this process may upload; no other does until the end of the context."""
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            os.truncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            try:
+                yield True
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing alone leaves it to children that were forked meanwhile
+        finally:
+            os.close(handle)
+
+    @property
+    def owner(self) -> str:
+        """Number of the process that holds the lock, as it wrote it; for words."""
+        file = self.folder / _LOCK
+        return file.read_text(encoding="ascii", errors="replace") if file.is_file() else ""
+
+    def _next_number(self) -> int:
+        numbers = [int(found[1]) for path in self.folder.iterdir() if (found := _FOLDER.fullmatch(path.name))]
+        return max(numbers, default=0) + 1
+
+    def _read(self, folder: Path) -> Entry | None:
+        """Gives an entry; None, with a warning, for one that is damaged, and for one that is just being taken out."""
+        try:
+            body = json.loads((folder / _ENTRY).read_bytes())
+            values = {one.name: body[one.name] for one in fields(Push)}
+            push = Push(**{**values, "replaces": tuple(values["replaces"])})
+            return Entry(str(body["id"]), folder, push, str(body["created_at"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("%s: is damaged and passed over, %s: %s. Delete it.", folder, type(error).__name__, error)
+            return None
+
+
+def files_in(folder: Path) -> list[str]:
+    """Gives the files below a folder, by path in it with `/`, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copies files from one folder into another, each in one rename."""
+    for name in names:
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            shutil.copyfile(source / name, fresh)
+            fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+def _take(source: Path, target: Path) -> None:
+    """Puts a file of a checkpoint into an entry."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == _IMMUTABLE:
+        try:
+            os.link(source, target)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:
+            logger.debug("%s: cannot be linked, it is copied.", source)
+    shutil.copyfile(source, target)
+
+
+def _write_durably(file: Path, text: str) -> None:
+    fresh = file.with_name(f".{file.name}")
+    fresh.write_text(text, encoding="ascii")
+    _flush(fresh)
+    fresh.replace(file)
+    _flush(file.parent)
+
+
+def _flush_tree(folder: Path) -> None:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(place, name))
+        _flush(Path(place))
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,217 @@
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from trainer_core_hub_push.outbox import Outbox, Push, copy_files, files_in
+
+PUSH = Push(
+    "user/first", "Training in progress, step 2", path="last-checkpoint", key="last", replaces=("last/*",), step=2
+)
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    return Outbox(tmp_path / "run")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint-2"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "adapter" / "more.safetensors").write_bytes(b"more")
+    (folder / "log_history.jsonl").write_text("{}\n")
+    return {name: folder / name for name in files_in(folder)}
+
+
+def contents(entry):
+    return {name: file.read_bytes() for name, file in entry.files().items()}
+
+
+def names(outbox):
+    return sorted(path.name for path in outbox.folder.iterdir())
+
+
+def test_an_outbox_that_is_not_there_is_empty(outbox):
+    assert outbox.entries() == []
+    outbox.tidy(staging=True)
+    assert not outbox.folder.exists()
+
+
+def test_an_entry_holds_the_files_and_what_is_to_become_of_them(outbox, checkpoint):
+    entry = outbox.add(PUSH, checkpoint)
+    assert Outbox(outbox.folder.parent).entries() == [entry]
+    assert entry.push == PUSH
+    assert contents(entry) == {
+        "last-checkpoint/adapter/more.safetensors": b"more",
+        "last-checkpoint/log_history.jsonl": b"{}\n",
+        "last-checkpoint/model.safetensors": b"weights",
+    }
+    assert entry.num_bytes == 14
+    body = json.loads((entry.folder / "entry.json").read_text())
+    assert body == {
+        "id": entry.id,
+        "created_at": entry.created_at,
+        "repo": "user/first",
+        "message": "Training in progress, step 2",
+        "path": "last-checkpoint",
+        "key": "last",
+        "replaces": ["last/*"],
+        "revision": None,
+        "private": None,
+        "step": 2,
+    }
+    assert names(outbox) == [f"00000001-{entry.id}"]
+
+
+def test_files_of_a_push_to_the_root_have_no_folder(outbox, checkpoint):
+    entry = outbox.add(Push("user/first", "Model"), checkpoint)
+    assert sorted(entry.files()) == sorted(checkpoint)
+
+
+def test_entries_are_in_the_order_of_their_queueing(outbox, checkpoint):
+    made = [outbox.add(Push("user/first", str(number)), checkpoint) for number in range(12)]
+    assert outbox.entries() == made
+    outbox.remove(made[0])
+    made.append(outbox.add(PUSH, checkpoint))
+    assert outbox.entries() == made[1:]
+
+
+def test_what_is_queued_stays_though_the_checkpoint_goes(outbox, checkpoint):
+    entry = outbox.add(PUSH, checkpoint)
+    before = contents(entry)
+    for file in checkpoint.values():
+        file.unlink()
+    assert contents(entry) == before
+
+
+def test_weights_are_linked_and_what_may_grow_is_copied(outbox, checkpoint):
+    entry = outbox.add(Push("user/first", "Model"), checkpoint)
+    linked = [name for name, file in entry.files().items() if file.samefile(checkpoint[name])]
+    assert linked == ["adapter/more.safetensors", "model.safetensors"]
+    with checkpoint["log_history.jsonl"].open("a") as file:
+        file.write("more\n")
+    assert entry.files()["log_history.jsonl"].read_text() == "{}\n"
+
+
+def test_everything_is_copied_where_links_are_not_offered(outbox, checkpoint, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EXDEV, "another device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    entry = outbox.add(Push("user/first", "Model"), checkpoint)
+    assert contents(entry) == {name: file.read_bytes() for name, file in checkpoint.items()}
+    assert not any(file.samefile(checkpoint[name]) for name, file in entry.files().items())
+
+
+def test_what_cannot_be_queued_whole_is_not_queued(outbox, checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        outbox.add(PUSH, {**checkpoint, "z.safetensors": tmp_path / "gone.safetensors"})
+    assert outbox.entries() == []
+    assert names(outbox) == []
+
+
+def test_an_entry_is_gone_at_once_when_it_is_removed(outbox, checkpoint, monkeypatch):
+    entry = outbox.add(PUSH, checkpoint)
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # as if the process died there
+    outbox.remove(entry)
+    assert outbox.entries() == []
+    monkeypatch.undo()
+    outbox.tidy(staging=False)
+    assert names(outbox) == []
+
+
+def test_tidying_keeps_what_is_being_queued_unless_it_is_told(outbox, checkpoint):
+    entry = outbox.add(PUSH, checkpoint)
+    with outbox.staging() as staged:
+        (staged / "half").write_text("half")
+        outbox.tidy(staging=False)
+        assert (staged / "half").exists()
+        outbox.tidy(staging=True)
+        assert not staged.exists()
+    assert outbox.entries() == [entry]
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"id": "x"}', "null"])
+def test_a_damaged_entry_is_passed_over_and_said(outbox, checkpoint, caplog, body):
+    damaged, whole = outbox.add(PUSH, checkpoint), outbox.add(PUSH, checkpoint)
+    (damaged.folder / "entry.json").write_text(body)
+    assert outbox.entries() == [whole]
+    (told,) = caplog.messages
+    assert re.fullmatch(rf"{damaged.folder}: is damaged and passed over, \w+: .+\. Delete it\.", told, re.DOTALL)
+
+
+def test_a_try_is_remembered_with_the_head_it_was_made_on(outbox, checkpoint):
+    entry = outbox.add(PUSH, checkpoint)
+    assert entry.tried_on is None
+    entry.note_try("abc")
+    entry.note_try("def")
+    (again,) = outbox.entries()
+    assert again.tried_on == "def"
+    assert sorted(again.files()) == sorted(entry.files())
+
+
+def test_only_one_holds_the_lock(outbox):
+    with outbox.lock() as first, outbox.lock() as second:
+        assert (first, second) == (True, False)
+        assert outbox.owner == str(os.getpid())
+    with outbox.lock() as again:
+        assert again
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from trainer_core_hub_push.outbox import Outbox
+with Outbox(Path(sys.argv[1])).lock() as is_ours:
+    print(is_ours, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_keeps_the_lock_until_it_ends(outbox):
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(outbox.folder.parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "True\n"
+    with outbox.lock() as is_ours:
+        assert not is_ours
+        assert outbox.owner == str(child.pid)
+    child.kill()
+    child.communicate()
+    with outbox.lock() as is_ours:
+        assert is_ours
+
+
+def test_a_forked_child_does_not_keep_the_lock(outbox):
+    reader, writer = os.pipe()
+    with outbox.lock():
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+    with outbox.lock() as is_ours:
+        assert is_ours
+    os.close(writer)
+    os.close(reader)
+    os.waitpid(child, 0)
+
+
+def test_files_are_copied_whole(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    (source / "sub").mkdir(parents=True)
+    (source / "one").write_text("one")
+    (source / "sub" / "two").write_text("two")
+    target.mkdir()
+    (target / "one").write_text("older")
+    copy_files(source, target, files_in(source))
+    assert {name: (target / name).read_text() for name in files_in(target)} == {"one": "one", "sub/two": "two"}

@@ -1,0 +1,109 @@
+"""One run at a time in an output folder.
+
+The main rank holds an advisory lock on `.owner.json` for as long as `train()` runs. The operating system gives it back
+when the process ends, in whatever way, so a run that was killed owns nothing; the file says who holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer_core.errors import OwnershipError, SettingsError, TrainerCoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None  # type: ignore[assignment] # asked for before it is used
+
+if TYPE_CHECKING:
+    from trainer_core.ranks import Ranks
+
+NAME: Final = ".owner.json"
+HANDOVER_SECONDS: Final = 2.0
+"""How long a run waits for one that is just ending, as a restarted job does for the one that was killed."""
+
+
+_held: Final[set[int]] = set()
+
+
+def _let_go() -> None:
+    """Closes what a forked child inherited: a worker that outlives its killed run must not own the folder."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def owned(output_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """Owns `output_dir` for the time of the context; on all ranks together.
+
+    Raises:
+        OwnershipError: another run owns it; on every rank.
+        SettingsError: it cannot be written to; on every rank.
+    """
+    taken = _take(output_dir) if ranks.is_main else None
+    refusal = ranks.from_main(taken if isinstance(taken, TrainerCoreError) else None)
+    if refusal is not None:
+        raise refusal
+    if isinstance(taken, int):
+        _held.add(taken)
+    try:
+        yield
+    finally:
+        if isinstance(taken, int) and taken in _held:
+            _held.remove(taken)
+            os.close(taken)
+
+
+def _take(output_dir: Path) -> int | TrainerCoreError:
+    """Gives the descriptor that holds the lock, or why there is none."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        problem = f"cannot be written to, got {str(output_dir)!r} ({error})"
+        return SettingsError([f"output_dir: {problem}. Name a folder that is there or can be made."])
+    if not _locked(descriptor):
+        os.close(descriptor)
+        problem = f"another run owns it, got {str(output_dir)!r} ({_owner(output_dir / NAME)})"
+        return OwnershipError(f"output_dir: {problem}. Wait for it, or use another folder.")
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    deadline = time.monotonic() + HANDOVER_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
+def _owner(path: Path) -> str:
+    """Says who owns a folder, as far as its file tells."""
+    try:
+        told: Any = json.loads(path.read_bytes()[:4096])
+        return f"process {told['pid']} on {told['host']} since {told['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it does not say who it is"
