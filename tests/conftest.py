@@ -10,8 +10,9 @@ from torch.utils.data import TensorDataset
 
 from trainer_core import Trainer, TrainingArguments, hookspecs
 from trainer_core.hookspecs import PROJECT
+from trainer_core.settings.discovery import installed_names
 
-BUILT_IN = ["logging", "console", "checkpointing", "hub_push", "tuning"]
+BUILT_IN = sorted(installed_names())
 HOOKS = tuple(name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{PROJECT}_spec"))
 TOLD = tuple(name for name in HOOKS if name.startswith("on_"))
 

@@ -93,6 +93,18 @@ class Normed(nn.Module):
         return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class Partly(nn.Module):
+    """Has parameters that no loss reaches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x, labels):
+        return {"loss": functional.cross_entropy(self.used(x), labels)}
+
+
 TRAINING = {
     "even": lambda f: run(f, Classifier(), pairs(24)),
     "fused_adamw": lambda f: run(f, Classifier(), pairs(24), optim="adamw_torch_fused", learning_rate=1e-3),
@@ -116,6 +128,7 @@ TRAINING = {
     "count_ignored_by_function": lambda f: run(f, Classifier(), named_rows(23), given={"compute_loss_func": averaged}),
     "bf16": lambda f: run(f, Classifier(), pairs(23), bf16=True),
     "checkpointed": lambda f: run(f, Classifier(), pairs(23), activation_checkpointing=True),
+    "static_graph": lambda f: run(f, Classifier(), pairs(25), ddp_static_graph=True, num_train_epochs=2),
     "causal": lambda f: run(f, seeded_llama(), causal_rows(), num_train_epochs=2),
 }
 
@@ -354,6 +367,37 @@ def splitting_to_find_a_batch_size(folder):
     run(folder, Classifier(), pairs(12), auto_find_batch_size=True)
 
 
+def connected(folder):
+    """How the ranks talk, as the run was told, and what a later run may still say of it."""
+
+    def told(**options):
+        ddp = run(folder, Normed(), pairs(12), **options).model_wrapped
+        group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        return {
+            "backend": torch.distributed.get_backend(),
+            "timeout": group.options._timeout.total_seconds(),
+            "bucket_megabytes": ddp.bucket_bytes_cap / 2**20,
+            "broadcast_buffers": ddp.broadcast_buffers,
+            "static_graph": ddp.static_graph,
+        }
+
+    options = {"ddp_backend": "gloo", "ddp_timeout": 77, "ddp_bucket_cap_mb": 3, "ddp_broadcast_buffers": False}
+    found = {"first": told(**options), "second": told(ddp_timeout=66, ddp_static_graph=True)}
+    try:
+        told(ddp_backend="nccl")
+    except Exception as error:
+        return {**found, "other": f"{type(error).__name__}: {error}"}
+    return found
+
+
+def looking_for_unused_parameters(folder):
+    return run(folder, Partly(), pairs(24), ddp_find_unused_parameters=True).state.global_step
+
+
+def not_looking_for_unused_parameters(folder):
+    return run(folder, Partly(), pairs(24)).state.global_step
+
+
 def blind(folder):
     """Before the trainer, the script makes an Accelerator, which without an accelerator believes to be alone."""
     from accelerate import Accelerator
@@ -393,11 +437,14 @@ OTHERS = [
     splitting_to_find_a_batch_size,
 ]
 
+ALONE = [connected, looking_for_unused_parameters, not_looking_for_unused_parameters]
+"""Cases that change what the ranks of a process share, or leave it unfit for others."""
+
 EACH_TIME = {*TRAINING, *(case.__name__ for case in OTHERS)}
 CASES = {
     "blind": blind,  # before the first case that makes ranks see each other
     **{name: lambda folder, case=case: result(case(folder)) for name, case in TRAINING.items()},
-    **{case.__name__: case for case in OTHERS},
+    **{case.__name__: case for case in [*OTHERS, *ALONE]},
 }
 
 

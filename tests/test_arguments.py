@@ -3,13 +3,14 @@ import json
 import logging
 import pickle
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_core.errors import SettingsError, TrainerCoreError
-from trainer_core.settings import names
+from trainer_core.settings import discovery, names
 from trainer_core.settings.arguments import TrainingArguments
 
 MODULE = "plugins_of_test_arguments"
@@ -73,6 +74,14 @@ rows, stopping, noise, pushing = map(plugin, (Rows, Stopping, Noise, Push))
 '''
 
 
+def strangers_and_three():
+    """Gives the entry points of the plugins above, and of three of ours: others are as if they were not installed."""
+    points = entry_points(group="trainer_core")
+    ours = ("logging", "checkpointing", "console")
+    found = [point for point in points if point.name in ours or point.dist.name == "strangers"]
+    return tuple(sorted(found, key=lambda point: point.name))
+
+
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distribution")
@@ -85,6 +94,7 @@ def distribution(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINER_CORE_BLOCK_PLUGINS", "logging,checkpointing,console")
         patch.syspath_prepend(folder)
+        patch.setattr(discovery, "_entry_points", lambda path: strangers_and_three())
         yield folder
     sys.modules.pop(MODULE, None)
 
@@ -142,7 +152,7 @@ def test_contradictions_are_told_of_core_and_sections_together():
             "belongs to the plugin 'hub_push', which is not installed, got 1 (from keyword). "
             "Install it: pip install trainer-core-hub-push.",
         ),
-        ("hug_strategy", "is not an option, got 1 (from keyword). Did you mean 'hub_strategy'?"),
+        ("hub_stratgy", "is not an option, got 1 (from keyword). Did you mean 'hub_strategy'?"),
         ("callback", "is an argument of Trainer, got 1 (from keyword). Pass it as Trainer(callbacks=...)."),
         ("qqqqq", "is not an option, got 1 (from keyword). Look at `--help` for all options."),
     ],
@@ -299,7 +309,7 @@ def test_a_misspelt_attribute_says_what_was_meant(monkeypatch):
         _ = TrainingArguments().lerning_rate
     monkeypatch.setattr("trainer_core.settings.vocabulary.installed_names", frozenset)
     with pytest.raises(AttributeError, match=r"'early_stopping', which is not installed. Install it: pip install"):
-        _ = TrainingArguments(block_plugins=["early_stopping"]).early_stopping_patience
+        _ = TrainingArguments().early_stopping_patience
     with pytest.raises(AttributeError, match=r"'stop_at', .* pip install trainer-core-early-stopping\."):
         _ = TrainingArguments(block_plugins=["stop_at"]).max_time
     assert not hasattr(TrainingArguments(), "_nothing")
@@ -420,7 +430,14 @@ def test_flat_nested_and_written_settings_are_equal(core, rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("report_to", "none"), ("report_to", []), ("push_to_hub", False), ("neftune_noise_alpha", None)]
+    ("name", "value"),
+    [
+        ("report_to", "none"),
+        ("report_to", []),
+        ("push_to_hub", False),
+        ("neftune_noise_alpha", None),
+        ("overwrite_output_dir", False),
+    ],
 )
 def test_not_wanting_what_is_not_installed_is_no_mistake(name, value):
     args = TrainingArguments("x", **{name: value})

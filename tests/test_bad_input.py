@@ -13,8 +13,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from trainer_core import CheckpointError, DataError, ModelError, PluginError, SettingsError, Trainer, TrainingArguments
 from trainer_core.errors import TrainerCoreError
+from trainer_core.settings.discovery import installed_names
 
-BLOCKED = ["logging", "console", "checkpointing", "hub_push", "tuning"]
+BLOCKED = sorted(installed_names())
 
 
 def problems_of(**options):
@@ -466,7 +467,8 @@ def test_a_resume_without_a_plugin_that_reads_checkpoints_is_refused(make_traine
     with pytest.raises(CheckpointError) as caught:
         trainer.train(resume_from_checkpoint=source)
     assert str(caught.value) == (
-        "resume_from_checkpoint: no plugin reads checkpoints. Install or unblock trainer-core-checkpointing."
+        "resume_from_checkpoint: no plugin reads checkpoints. Install trainer-core-checkpointing "
+        "or unblock 'checkpointing'."
     )
     assert (trainer.state.global_step, trainer.outcome) == (0, "failed")
 

@@ -368,13 +368,28 @@ class Short(TrainerCallback):
         return None
 
 
-def test_a_callback_that_takes_too_little_is_refused_when_it_is_added(make_trainer):
+class Wanting(TrainerCallback):
+    def on_step_end(self, args, state, control, dataloader):
+        return None
+
+
+@pytest.mark.parametrize(("kind", "takes"), [(Short, "(args, state)"), (Wanting, "(args, state, control, dataloader)")])
+def test_a_callback_that_takes_too_little_or_what_there_is_not_is_refused_when_it_is_added(make_trainer, kind, takes):
     with pytest.raises(PluginError) as caught:
-        make_trainer(given={"callbacks": [Short]})
+        make_trainer(given={"callbacks": [kind]})
     assert str(caught.value) == (
-        "callback 'Short': on_step_end must take args, state and control, got on_step_end(args, state). "
-        "Write on_step_end(self, args, state, control, **kwargs)."
+        f"callback '{kind.__name__}': on_step_end must take args, state and control, and of the rest only what there "
+        f"is, got on_step_end{takes}. Write on_step_end(self, args, state, control, **kwargs)."
     )
+
+
+def test_a_misspelt_flag_of_the_control_is_an_error(make_trainer):
+    def misspelling(state, control):
+        control.should_stop_training = True
+
+    trainer = make_trainer(given={"callbacks": [Answering("on_step_end", misspelling)]})
+    with pytest.raises(AttributeError, match="should_stop_training"):
+        trainer.train()
 
 
 def test_the_eval_dataloader_is_in_the_context_from_the_first_evaluation_on(make_trainer):
@@ -389,3 +404,19 @@ def test_the_eval_dataloader_is_in_the_context_from_the_first_evaluation_on(make
 
     make_trainer(given={"callbacks": [Looking]}, eval_strategy="epoch").train()
     assert seen == {"before": None, "after": 40}
+
+
+class Forgetful(Counting):
+    def load_state_dict(self, state):
+        raise KeyError("mine")
+
+
+def test_an_error_in_a_callbacks_state_names_the_callback(make_trainer, acting):
+    states = {}
+    given = {"callbacks": [Counting()], "plugins": [acting("on_train_end", lambda t: states.update(t.state_dict()))]}
+    make_trainer(given=given).train()
+    states["plugins"] = {"Forgetful": states["plugins"]["Counting"]}
+    loading = acting("on_train_begin", lambda trainer: trainer.load_state_dict(states))
+    with pytest.raises(KeyError) as caught:
+        make_trainer(given={"callbacks": [Forgetful()], "plugins": [loading]}).train()
+    assert "raised in load_state_dict of plugin 'Forgetful'" in caught.value.__notes__

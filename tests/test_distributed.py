@@ -236,3 +236,23 @@ def test_torchrun_alone_is_enough_and_ranks_that_do_not_see_each_other_are_refus
     for rank in results:
         assert rank["blind"]["error"].startswith("DistributedError: launch: 2 processes were started and each of them")
         close(one["even"], rank["even"], case="even")
+
+
+# Options of DDP ---------------------------------------------------------------------------------------------------
+
+
+def test_ranks_talk_as_the_options_say_and_look_for_parameters_without_a_gradient(tmp_path):
+    names = ("connected", "looking_for_unused_parameters", "not_looking_for_unused_parameters")
+    for rank in launch(tmp_path, *names, ACCELERATE_USE_CPU="true"):
+        assert rank["connected"]["first"] == {
+            "backend": "gloo", "timeout": 77, "bucket_megabytes": 3, "broadcast_buffers": False, "static_graph": False,
+        }  # fmt: skip
+        second = rank["connected"]["second"]
+        assert (second["timeout"], second["broadcast_buffers"], second["static_graph"]) == (66, True, True)
+        assert rank["connected"]["other"] == (
+            "DistributedError: ddp_backend: the ranks talk through 'gloo', got 'nccl'. Leave it out; or name one that "
+            "suits the device, and make no Accelerator before the trainer."
+        )
+        assert rank["looking_for_unused_parameters"] == 4
+        told = rank["not_looking_for_unused_parameters"]["error"]
+        assert told.startswith("RuntimeError: Expected to have finished reduction in the prior iteration")

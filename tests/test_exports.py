@@ -64,6 +64,19 @@ def test_a_distribution_offers_a_public_name(tmp_path):
     assert python(code) == ["<class 'bell_module.Bell'>"]
 
 
+def test_a_name_of_a_broken_distribution_says_which_one_it_is(tmp_path):
+    offer(tmp_path, "Bell", "bell_module:Bell")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import trainer_core\n"
+        "try: trainer_core.Bell\n"
+        "except trainer_core.PluginError as error: print(error)"
+    )
+    assert python(code) == [
+        "Bell: the name bell_module:Bell cannot be loaded (ModuleNotFoundError: No module named 'bell_module'). "
+        "Repair or uninstall its distribution."
+    ]
+
+
 def test_a_name_of_a_plugin_that_is_not_installed_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **group: ())
     monkeypatch.delitem(vars(trainer_core), "BestRun", raising=False)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 from tests.toys import Classifier, trainer_for
 from trainer_core import DistributedError
@@ -25,6 +27,13 @@ def alone(tmp_path):
 def test_one_process_is_rank_0_of_1_on_the_cpu(alone):
     assert (alone.world_size, alone.rank, alone.local_rank, alone.is_main) == (1, 0, 0, True)
     assert alone.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_a_run_stays_on_the_cpu_where_it_is_to(tmp_path, monkeypatch, use_cpu):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    create_accelerator(trainer_for(tmp_path, Classifier(), use_cpu=use_cpu).args)
+    assert bool(PartialState()._cpu) is use_cpu
 
 
 def test_one_process_needs_nobody_to_agree(alone):
@@ -58,8 +67,14 @@ def test_an_accelerator_that_the_user_made_is_shared(tmp_path):
     assert accelerator.num_processes == 1
 
 
-def test_a_launchers_wish_for_shards_that_accelerate_passes_over_on_the_cpu_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+@pytest.mark.parametrize(
+    ("method", "variable"), [("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")]
+)
+def test_a_launchers_wish_for_shards_is_passed_over_on_the_cpu_and_said(
+    tmp_path, monkeypatch, caplog, method, variable
+):
+    monkeypatch.setenv(variable, "true")
     create_accelerator(trainer_for(tmp_path, Classifier()).args)
-    told = "launch: FSDP works on accelerators alone; the model is replicated on each of 1 rank(s)."
+    told = f"launch: {method} works on accelerators alone; the model is replicated on each of 1 rank(s)."
     assert [record.getMessage() for record in caplog.records if record.name == "trainer_core.ranks"] == [told]
+    assert os.environ[variable] == "true"

@@ -129,3 +129,61 @@ def test_a_metric_of_one_of_several_datasets_may_decide(tmp_path):
     )
     trainer.train()
     assert trainer.state.best_metric == 1.0
+
+
+class Accumulating:
+    """Keeps what it saw, batch by batch, and gives the number of rows at the end."""
+
+    def __init__(self):
+        self.rows = 0
+
+    def __call__(self, prediction, compute_result=True):
+        self.rows += len(prediction.predictions)
+        if compute_result:
+            rows, self.rows = self.rows, 0
+            if rows < 4:
+                raise ValueError("too few rows")
+            return {"rows": rows}
+        return {}
+
+
+def test_an_object_with_a_memory_remembers_nothing_of_a_rehearsal(tmp_path):
+    trainer = trainer_with(
+        tmp_path,
+        named_rows(6),
+        Accumulating(),
+        batch_eval_metrics=True,
+        per_device_eval_batch_size=2,
+        eval_strategy="epoch",
+        metric_for_best_model="rows",
+        greater_is_better=True,
+    )
+    trainer.train()
+    assert trainer.state.best_metric == 6
+
+
+def test_a_function_that_takes_batches_is_not_rehearsed(tmp_path):
+    seen = []
+
+    def in_batches(prediction, compute_result):
+        seen.append(compute_result)
+        return {"batches": len(seen)}
+
+    trainer = trainer_with(tmp_path, named_rows(4), in_batches, batch_eval_metrics=True)
+    assert metric_names(trainer) is None
+    assert seen == []
+
+
+def test_metrics_are_rehearsed_once_for_a_plan_and_the_run(tmp_path):
+    seen = []
+
+    def counting(prediction):
+        seen.append(len(prediction.predictions))
+        return {"accuracy": 1.0}
+
+    options = {"eval_strategy": "epoch", "metric_for_best_model": "accuracy", "num_train_epochs": 1}
+    trainer = trainer_with(tmp_path, named_rows(4), counting, **options)
+    trainer.plan()
+    rehearsed = len(seen)
+    trainer.train()
+    assert (rehearsed, len(seen)) == (1, 2)

@@ -47,7 +47,7 @@ def trainer(tmp_path, monkeypatch):
         journal=SimpleNamespace(seconds=seconds), stepper=SimpleNamespace(guard=SimpleNamespace(num_skipped=0))
     )
     members = {
-        name: SimpleNamespace(name=name, seconds=spent, failures=0, is_off=False)
+        name: SimpleNamespace(name=name, plugin=None, seconds=spent, failures=0, is_off=False)
         for name, spent in {"logging": 0.1, "checkpointing": 3.0, "console": 0.3}.items()
     }
     return SimpleNamespace(
@@ -201,6 +201,15 @@ def test_errors_are_one_short_line():
     assert error_in_words(KeyError()) == "KeyError"
     assert error_in_words(None) == "unknown"
     assert len(error_in_words(ValueError("x" * 1000))) == 200
+
+
+def test_a_plugin_has_its_say_in_the_summary(trainer, record):
+    notes = [("pushed", "3, one more is queued")]
+    trainer.bus.members["mine"] = SimpleNamespace(
+        name="mine", plugin=SimpleNamespace(closing_notes=lambda: iter(notes)), seconds=0.0, failures=0, is_off=False
+    )
+    lines = in_plain(closing(trainer, record, levels=BLOCKS))
+    assert "  pushed      3, one more is queued" in lines
 
 
 def test_the_rate_of_tokens_is_said_where_they_are_counted(trainer):

@@ -219,3 +219,16 @@ class Stopping:
 def test_the_state_may_be_saved_while_a_run_goes_on(tmp_path):
     trainer_for(tmp_path, Classifier(), pairs(12), given={"plugins": [Stopping()]}).train()
     assert read(tmp_path / "trainer_state.json")["global_step"] == 1
+
+
+@pytest.mark.parametrize("split", ["", "../evil", "a/b"])
+def test_a_split_that_is_no_plain_name_is_refused(trainer, tmp_path, split):
+    with pytest.raises(DataError, match="save_metrics: split must be a plain name, got "):
+        trainer.save_metrics(split, METRICS)
+    assert not list(tmp_path.rglob("*_results.json"))
+
+
+def test_metrics_that_are_none_are_refused_and_nothing_is_written(trainer, tmp_path):
+    with pytest.raises(DataError, match="save_metrics: metrics must be a mapping, got NoneType"):
+        trainer.save_metrics("eval", None)
+    assert not list(tmp_path.rglob("*_results.json"))

@@ -233,3 +233,25 @@ def test_a_failed_run_leaves_no_token_in_its_folder(tmp_path, capsys):
     texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
     assert [text for text in [*texts, said.out, said.err] if TOKEN in text] == []
     assert any("the server refused ***" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("postgresql://me:pw@host/db", "postgresql://me:***@host/db"),
+        ({"url": "https://u:p%40w@h/p?x=1"}, {"url": "https://u:***@h/p?x=1"}),
+        ({"headers": {"Authorization": "whatever"}}, {"headers": {"Authorization": "***"}}),
+        ({"header": "Bearer abcd.efgh"}, {"header": "Bearer ***"}),
+        ("sqlite:///runs/a.db", "sqlite:///runs/a.db"),
+        ("http://host:8080/x@y", "http://host:8080/x@y"),
+        ("Bearer of news", "Bearer of news"),
+    ],
+)
+def test_passwords_of_urls_and_credentials_of_headers_are_masked(value, shown):
+    assert mask_secrets(value) == shown
+
+
+def test_a_password_in_a_plugins_url_is_in_no_text_of_the_arguments():
+    args = TrainingArguments(tuning={"storage": "postgresql://me:hunter2@host/db"})
+    assert args.tuning.storage == "postgresql://me:hunter2@host/db"
+    assert "hunter2" not in repr(args) + args.to_json_string() + str(args.to_dict())

@@ -96,7 +96,7 @@ def test_padding_is_counted_with_a_warning_where_no_mask_tells_it(tmp_path, capl
         trainer, _ = seen_by(tmp_path, sentences(has_mask=False), include_num_input_tokens_seen="non_padding")
     assert trainer.state.num_input_tokens_seen == 60
     assert caplog.messages == [
-        'include_num_input_tokens_seen="non_padding": batches have no attention_mask; all tokens are counted.'
+        "include_num_input_tokens_seen: batches have no attention_mask; all tokens are counted, padding too."
     ]
 
 
@@ -150,3 +150,12 @@ def test_a_state_from_before_tokens_were_counted_begins_at_none(tmp_path):
     del counters["num_input_tokens_seen"]
     trainer.state.restore(counters)
     assert trainer.state.num_input_tokens_seen == 0
+
+
+def test_fractions_are_counted_with_a_warning(tmp_path, caplog):
+    trainer = trainer_for(tmp_path, Classifier(), named_rows(4), include_num_input_tokens_seen="all")
+    trainer.train()
+    said = [record.getMessage() for record in caplog.records if record.name == "trainer_core.tally"]
+    assert said == [
+        "include_num_input_tokens_seen: the main input holds no token ids but fractions; its elements are counted."
+    ]

@@ -11,10 +11,11 @@ from torch.nn import functional
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from trainer_core import Trainer, TrainingArguments
+from trainer_core.settings.discovery import installed_names
 
 torch.set_num_threads(1)
 
-BLOCKED = ["logging", "checkpointing", "console", "hub_push", "tuning"]
+BLOCKED = sorted(installed_names())
 
 
 class Classifier(nn.Module):

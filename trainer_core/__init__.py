@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from trainer_core.phases import Signal as Signal
     from trainer_core.plan import Plan as Plan
     from trainer_core.rehearsal import metric_names as metric_names
+    from trainer_core.settings.argument_parser import ArgumentParser as ArgumentParser
+    from trainer_core.settings.argument_parser import HfArgumentParser as HfArgumentParser
     from trainer_core.settings.arguments import TrainingArguments as TrainingArguments
     from trainer_core.settings.names import greater_is_better as greater_is_better
     from trainer_core.settings.secrecy import mask_secrets as mask_secrets
@@ -66,11 +68,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES: Final = {
+    "ArgumentParser": "settings.argument_parser",
     "Cadence": "cadence",
     "CheckpointError": "errors",
     "DataError": "errors",
     "DistributedError": "errors",
     "EvalPrediction": "metrics",
+    "HfArgumentParser": "settings.argument_parser",
     "Interval": "settings.section",
     "ModelError": "errors",
     "NonFiniteLossError": "errors",
@@ -120,13 +124,25 @@ def __getattr__(name: str) -> Any:
 
 
 def _of_a_plugin(name: str) -> Any:
-    """Gives a name that an installed plugin offers here."""
+    """Gives a name that an installed plugin offers here.
+
+    Raises:
+        AttributeError: none offers it.
+        PluginError: what offers it is broken.
+    """
     from importlib.metadata import entry_points
 
     offered = () if name.startswith("_") else tuple(entry_points(group=f"{__name__}.names", name=name))
     if not offered:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_where_from(name)}")
-    return offered[0].load()
+    try:
+        return offered[0].load()
+    except Exception as error:
+        errors = importlib.import_module(f"{__name__}.errors")
+        raise errors.PluginError(
+            f"{name}: the name {offered[0].value} cannot be loaded ({type(error).__name__}: {error}). "
+            f"Repair or uninstall its distribution."
+        ) from error
 
 
 def _where_from(name: str) -> str:

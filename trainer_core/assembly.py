@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -96,21 +96,38 @@ def default_collator(trainer: Trainer) -> Any:
 
 
 def register_plugins(trainer: Trainer, plugins: Iterable[object], callbacks: Iterable[Any]) -> None:
-    """Puts on the bus: installed plugins whose section is present, the user's plugins, the user's callbacks."""
-    blocked = trainer.args.block_plugins
-    for name, kind in installed_plugins(blocked).items():
+    """Puts on the bus: installed plugins whose section is present, the user's plugins, the user's callbacks.
+
+    Raises:
+        PluginError: one of them is none, or cannot be registered.
+    """
+    register_installed(trainer)
+    register_given(trainer, plugins)
+    for callback in callbacks:
+        add_callback(trainer, callback)
+    trainer.bus.compile()
+
+
+def register_installed(trainer: Trainer, left_out: Collection[str] = ()) -> None:
+    """Puts the installed plugins on the bus whose section is present, but those in `left_out`."""
+    for name, kind in installed_plugins(trainer.args.block_plugins).items():
         section = trainer.args.section(name)
-        if section is not None:
+        if section is not None and name not in left_out:
             trainer.bus.register(kind(section), name)
+
+
+def register_given(trainer: Trainer, plugins: Iterable[object]) -> None:
+    """Puts plugins that were passed as objects on the bus.
+
+    Raises:
+        PluginError: one of them is a name or a class, or cannot be registered.
+    """
     for plugin in plugins:
         if isinstance(plugin, str):
             raise PluginError(f"plugins: {plugin!r} is a name. Turn an installed plugin on in TrainingArguments.")
         if isinstance(plugin, type):
             raise PluginError(f"plugins: {plugin.__name__} is a class. Pass an instance, made with its settings.")
         trainer.bus.register(plugin, free_name(trainer, str(getattr(plugin, "name", type(plugin).__name__))))
-    for callback in callbacks:
-        add_callback(trainer, callback)
-    trainer.bus.compile()
 
 
 def add_callback(trainer: Trainer, callback: Any) -> None:
@@ -157,7 +174,11 @@ def ask_plugin(trainer: Trainer, hook: str, method: str, **context: Any) -> Any:
 
 
 def check_train_arguments(others: Mapping[str, Any]) -> None:
-    """Refuses arguments that `train` does not have."""
+    """Refuses arguments that `train` does not have.
+
+    Raises:
+        SettingsError: there is any.
+    """
     if others:
         known = ("resume_from_checkpoint", "trial", "ignore_keys_for_eval")
         raise SettingsError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.errors import SettingsError, did_you_mean
 
@@ -22,8 +22,8 @@ def best_metric_name(trainer: Trainer) -> str:
 
 
 def is_better(trainer: Trainer, value: float, than: float | None) -> bool:
-    """Tells whether `value` is strictly better; NaN never is, and anything is better than None."""
-    if math.isnan(value):
+    """Tells whether `value` is strictly better; one that is not finite never is, and any other is better than None."""
+    if not math.isfinite(value):
         return False
     if than is None:
         return True
@@ -35,6 +35,9 @@ def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
 
     Returns:
         Whether it is the best so far.
+
+    Raises:
+        SettingsError: the metric that the settings name is missing, or no number.
     """
     name, state = best_metric_name(trainer), trainer.state
     if name not in metrics:
@@ -47,8 +50,8 @@ def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
         raise SettingsError(
             [f"metric_for_best_model: {name} is no number, got {metrics[name]!r}. Give a number in compute_metrics."]
         ) from None
-    if math.isnan(value):
-        logger.warning("step %d: %s is NaN and counts as no improvement.", state.global_step, name)
+    if not math.isfinite(value):
+        logger.warning("step %d: %s is %s and counts as no improvement.", state.global_step, name, _spelled(value))
     is_best = is_better(trainer, value, state.best_metric)
     if is_best:
         state.best_metric, state.best_global_step = value, state.global_step
@@ -58,6 +61,10 @@ def remember_best(trainer: Trainer, metrics: Mapping[str, Any]) -> bool:
     elif trainer.waits_for_metric:
         trainer.lr_scheduler.step(value)
     return is_best
+
+
+def _spelled(value: float) -> str:
+    return "NaN" if math.isnan(value) else "infinite"
 
 
 def missing_metric(setting: str, wanted: str, known: Iterable[str]) -> str:
@@ -70,4 +77,4 @@ def missing_metric(setting: str, wanted: str, known: Iterable[str]) -> str:
     )
 
 
-_NO_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "epoch")
+_NO_METRICS: Final = ("_runtime", "_samples_per_second", "_steps_per_second", "epoch")

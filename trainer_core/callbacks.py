@@ -38,10 +38,25 @@ EVENTS: Final = (
     "on_push_begin",
 )
 
+CONTEXT: Final = frozenset(
+    {
+        "model",
+        "tokenizer",
+        "processing_class",
+        "optimizer",
+        "lr_scheduler",
+        "train_dataloader",
+        "eval_dataloader",
+        "metrics",
+        "logs",
+    }
+)
+"""What events get by keyword; `metrics` and `logs` where they belong."""
 
-@dataclass
+
+@dataclass(slots=True)
 class TrainerControl:
-    """Flags by which callbacks ask for things; each is lowered when it was read."""
+    """Flags by which callbacks ask for things; each is lowered when it was read. It takes no other attribute."""
 
     should_training_stop: bool = False
     should_epoch_stop: bool = False
@@ -182,17 +197,17 @@ def _taking_what_it_names(function: Callable[..., Any], event: str, name: str) -
     parameters = signature.parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return function
-    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} & CONTEXT
 
     def event_of_fewer(args: Any, state: Any, control: Any, **context: Any) -> Any:
         return function(args, state, control, **{key: value for key, value in context.items() if key in named})
 
     try:
-        signature.bind(None, None, None, **dict.fromkeys(named - set(list(signature.parameters)[:3])))
+        signature.bind(None, None, None, **dict.fromkeys(named))
     except TypeError:
         raise PluginError(
-            f"callback {name!r}: {event} must take args, state and control, got {event}{signature}. "
-            f"Write {event}(self, args, state, control, **kwargs)."
+            f"callback {name!r}: {event} must take args, state and control, and of the rest only what there is, got "
+            f"{event}{signature}. Write {event}(self, args, state, control, **kwargs)."
         ) from None
     return event_of_fewer
 

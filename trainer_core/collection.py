@@ -178,7 +178,11 @@ def as_column(objects: list[Any]) -> np.ndarray[Any, Any]:
 
 
 def settled(outputs: Any) -> Any:
-    """Gives the outputs of a batch as tensors without a graph and arrays of objects, without what is None."""
+    """Gives the outputs of a batch as tensors without a graph and arrays of objects, without what is None.
+
+    Raises:
+        DataError: an output is of a type that cannot be collected.
+    """
     if isinstance(outputs, torch.Tensor):
         return outputs.detach()
     if isinstance(outputs, Mapping):

@@ -117,7 +117,7 @@ def on_new_best(trainer: Trainer) -> None:
 
 @hookspec
 def on_eval_end(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Phase EVAL has evaluated: `metrics` is all that `evaluate` gave, of every dataset; no other evaluation is told."""
+    """Phase EVAL is done: `metrics` is all that `evaluate` gave, of every dataset. No other evaluation is told."""
 
 
 @hookspec

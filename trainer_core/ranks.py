@@ -9,13 +9,15 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from trainer_core.errors import DistributedError
+from trainer_core.settings.section import DEFAULT
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,35 +46,68 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     ddp = DistributedDataParallelKwargs(**{name: value for name, value in wants.items() if value is not None})
     group = InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
     is_fresh = not AcceleratorState._shared_state
-    accelerator = Accelerator(
-        cpu=True if args.use_cpu or not torch.accelerator.is_available() else None,
-        mixed_precision="no" if is_fresh else None,  # autocast is entered by the step itself
-        kwargs_handlers=[ddp, group],
-    )
+    is_on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    with _launched_for_shards(is_on_cpu=is_on_cpu) as passed_over:
+        accelerator = Accelerator(
+            cpu=True if is_on_cpu else None,
+            mixed_precision="no" if is_fresh else None,  # autocast is entered by the step itself
+            kwargs_handlers=[ddp, group],
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise DistributedError(
             f"launch: {launched} processes were started and each of them believes that it is alone. "
             f"Start them with `torchrun` and, without an accelerator, set ACCELERATE_USE_CPU=true."
         )
-    _check_sharding(accelerator)
+    _check_sharding(accelerator, passed_over)
     if accelerator.num_processes > 1:
+        _agree_on_group(args)
         atexit.unregister(_leave_group)
         atexit.register(_leave_group)
     return accelerator
 
 
-def _check_sharding(accelerator: Accelerator) -> None:
-    """Refuses a launcher's wish for sharded models; where Accelerate itself passed over it, that is said."""
-    for method, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+SHARDING: Final = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+"""Ways to share a model out over ranks, and the variable in which `accelerate launch` hands on the wish for it."""
+
+
+@contextmanager
+def _launched_for_shards(*, is_on_cpu: bool) -> Iterator[list[str]]:
+    """Hides a launcher's wish for shards where Accelerate has none, on the CPU; gives which it was."""
+    hidden = {
+        method: os.environ.pop(variable)
+        for method, variable in SHARDING.items()
+        if is_on_cpu and os.environ.get(variable) == "true"
+    }
+    try:
+        yield list(hidden)
+    finally:
+        os.environ.update({SHARDING[method]: value for method, value in hidden.items()})
+
+
+def _check_sharding(accelerator: Accelerator, passed_over: list[str]) -> None:
+    """Refuses a launcher's wish for shards, and says where it is passed over."""
+    for method in passed_over:
+        told = "launch: %s works on accelerators alone; the model is replicated on each of %d rank(s)."
+        logger.warning(told, method, accelerator.num_processes)
+    for method, variable in SHARDING.items():
         if accelerator.distributed_type.value == method.upper():
             raise DistributedError(
                 f"launch: {method} is not offered yet, got {variable}=true. Launch with --multi_gpu; models are "
                 f"replicated on each rank."
             )
-        if os.environ.get(variable) == "true":
-            told = "launch: %s works on accelerators alone; the model is replicated on each of %d rank(s)."
-            logger.warning(told, method, accelerator.num_processes)
+
+
+def _agree_on_group(args: TrainingArguments) -> None:
+    """Refuses a backend that is not the one in use, and sets the timeout; the script may have connected the ranks."""
+    backend = torch.distributed.get_backend()
+    if args.ddp_backend not in (None, backend):
+        raise DistributedError(
+            f"ddp_backend: the ranks talk through {backend!r}, got {args.ddp_backend!r}. Leave it out; or name one that "
+            f"suits the device, and make no Accelerator before the trainer."
+        )
+    if args.sources["ddp_timeout"] != DEFAULT:
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=args.ddp_timeout))
 
 
 def _leave_group() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Subset
@@ -19,14 +23,24 @@ logger = logging.getLogger("trainer_core.rehearsal")
 def metric_names(trainer: Trainer) -> set[str] | None:
     """Gives the names of the metrics that an evaluation will give, or None when that cannot be told beforehand.
 
-    Evaluates the first rows of each evaluation dataset; nothing is logged, no hook fires, and the random states
-    stay as they are. A metric function that fails on so few rows tells nothing.
+    Evaluates the first rows of each evaluation dataset, once for a trainer; nothing is logged, no hook fires, and the
+    random states stay as they are. An object with a memory is rehearsed as a copy; a function that is called batch by
+    batch keeps its memory elsewhere and is not called, and one that fails on so few rows tells nothing.
     """
+    about = (trainer.compute_metrics, trainer.eval_dataset)
+    if trainer.rehearsed is None or any(map(is_not, trainer.rehearsed[0], about)):
+        trainer.rehearsed = about, _rehearsed(trainer)
+    return trainer.rehearsed[1]
+
+
+def _rehearsed(trainer: Trainer) -> set[str] | None:
     if (
         trainer.overrides("evaluate")
         or trainer.overrides("get_eval_dataloader")
         or trainer.overrides("evaluation_loop")
     ):
+        return None
+    if trainer.args.batch_eval_metrics and inspect.isroutine(trainer.compute_metrics):
         return None
     datasets = trainer.eval_dataset
     named = datasets if isinstance(datasets, Mapping) else {"": datasets}
@@ -47,13 +61,23 @@ def _names_for(trainer: Trainer, dataset: Any, prefix: str) -> set[str] | None:
     if few is None:
         return None
     try:
-        with own_random_states(trainer.args.seed):
+        with own_random_states(trainer.args.seed), _copied_metrics(trainer):
             loss_only = trainer.compute_metrics is None
             rehearsed = Evaluation(trainer, prefix, loss_only=loss_only, ignore_keys=None, is_told=False)
             return set(rehearsed.run(trainer.get_eval_dataloader(few)).metrics)
     except Exception as error:
         logger.debug("the metrics of an evaluation are not known before training, a rehearsal gave %r", error)
         return None
+
+
+@contextmanager
+def _copied_metrics(trainer: Trainer) -> Iterator[None]:
+    """Lets a copy compute the metrics, so that the user's own object remembers nothing of it."""
+    own, trainer.compute_metrics = trainer.compute_metrics, copy.deepcopy(trainer.compute_metrics)
+    try:
+        yield
+    finally:
+        trainer.compute_metrics = own
 
 
 def _first_rows(dataset: Any, rows: int) -> Any | None:

@@ -67,8 +67,15 @@ def write_metrics(trainer: Trainer, split: str, metrics: Mapping[str, Any], *, c
     """Writes the metrics of `split` into `output_dir`, and into the file of all splits.
 
     Raises:
-        DataError: the file of all splits holds something else.
+        DataError: the split's name is none of a file, the metrics are no mapping, or the file of all splits holds
+            something else.
     """
+    if not isinstance(metrics, Mapping):
+        raise DataError(
+            f"save_metrics: metrics must be a mapping, got {type(metrics).__name__}. Pass what an evaluation gave."
+        )
+    if not split or Path(split).name != split:
+        raise DataError(f"save_metrics: split must be a plain name, got {split!r}. Use for example 'eval'.")
     if not trainer.is_main_rank:
         return
     folder = Path(trainer.args.output_dir)

@@ -12,6 +12,7 @@ import torch
 from trainer_core.errors import CheckpointError
 from trainer_core.optim.optimizers import load_optimizer_state_dict, optimizer_state_dict
 from trainer_core.optim.schedule_state import load_schedule_state, schedule_state
+from trainer_core.settings.names import PLUGIN_OF, distribution_of
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -44,6 +45,9 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Takes over what `run_state` gave.
 
     State of a plugin that is not there is kept for the next checkpoint; a plugin without state in it starts afresh.
+
+    Raises:
+        CheckpointError: the optimizer is another one, or its state does not fit.
     """
     assert trainer.running is not None
     loop = trainer.running.loop
@@ -76,7 +80,11 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     for name, plugin_state in state["plugins"].items():
         member = trainer.bus.members.get(name)
         if member is not None and hasattr(member.plugin, "load_state_dict"):
-            member.plugin.load_state_dict(plugin_state)
+            try:
+                member.plugin.load_state_dict(plugin_state)
+            except Exception as error:
+                error.add_note(f"raised in load_state_dict of plugin {name!r}")
+                raise
         else:
             loop.plugin_states_of_absentees[name] = plugin_state
 
@@ -94,8 +102,10 @@ def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
         CheckpointError: no plugin reads checkpoints, or there is none of that name.
     """
     if not trainer.bus.listens("read_checkpoint"):
+        plugin = PLUGIN_OF["resume_from_checkpoint"]
         raise CheckpointError(
-            "resume_from_checkpoint: no plugin reads checkpoints. Install or unblock trainer-core-checkpointing."
+            f"resume_from_checkpoint: no plugin reads checkpoints. "
+            f"Install {distribution_of(plugin)} or unblock {plugin!r}."
         )
     if isinstance(source, str) and not Path(source).exists():
         fetched = trainer.bus.ask("fetch_checkpoint", trainer=trainer, source=source)

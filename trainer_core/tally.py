@@ -16,7 +16,6 @@ from trainer_core.data.batches import batch_size_of
 from trainer_core.errors import DataError
 
 if TYPE_CHECKING:
-    from trainer_core.settings.arguments import TrainingArguments
     from trainer_core.trainer import Trainer
 
 logger = logging.getLogger("trainer_core.tally")
@@ -65,7 +64,7 @@ class TokenTally(Tally):
         super().__init__(trainer)
         self.main_input = trainer.main_input
         self.skips_padding = trainer.args.include_num_input_tokens_seen == "non_padding"
-        self.has_warned = False
+        self.warned: set[str] = set()
 
     def add(self, window: Sequence[Any], *, is_padded: bool) -> None:
         """Adds the micro-batches of an update; `is_padded` says that the last of them counts nothing."""
@@ -88,28 +87,23 @@ class TokenTally(Tally):
             mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
             if isinstance(mask, torch.Tensor):
                 return int(mask.sum())
-            self._warn_once()
+            self._warn_once("batches have no attention_mask; all tokens are counted, padding too.")
         tokens = self.main_input(inputs)
         if not isinstance(tokens, torch.Tensor):
             raise DataError(
                 f"include_num_input_tokens_seen: the main input must be a tensor, got {type(tokens).__name__}. "
                 f"Set main_input_name of the model to the input that holds tokens, or turn the counting off."
             )
+        if tokens.is_floating_point():
+            self._warn_once("the main input holds no token ids but fractions; its elements are counted.")
         return tokens.numel()
 
-    def _warn_once(self) -> None:
-        if not self.has_warned:
-            self.has_warned = True
-            logger.warning(
-                'include_num_input_tokens_seen="non_padding": batches have no attention_mask; all tokens are counted.'
-            )
+    def _warn_once(self, what: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            logger.warning("include_num_input_tokens_seen: %s", what)
 
 
 def tally_of(trainer: Trainer) -> Tally:
     """Gives what counts for `trainer`: nothing is done for tokens where nobody asks for them."""
-    return TokenTally(trainer) if counts_tokens(trainer.args) else Tally(trainer)
-
-
-def counts_tokens(args: TrainingArguments) -> bool:
-    """Tells whether tokens are counted."""
-    return args.include_num_input_tokens_seen != "no" or args.include_tokens_per_second
+    return TokenTally(trainer) if trainer.args.counts_tokens else Tally(trainer)

@@ -88,6 +88,14 @@ class Trainer:
     train_dataloader: Any = None
     eval_dataloader: Any = None
     train_stream: BatchStream
+    scaler: torch.amp.GradScaler | None = None
+    running: Running | None = None
+    outcome: Outcome = ""
+    ignore_keys_for_eval: Sequence[str] | None = None
+    stop_request: Request | None = None
+    resumed_from: Path | None = None
+    loaded_best_from: Path | None = None
+    rehearsed: tuple[tuple[Any, Any], set[str] | None] | None = None
 
     def __init__(
         self,
@@ -126,13 +134,6 @@ class Trainer:
         self.made_for_run: tuple[Any, Any] = (None, None)
         self.state = TrainerState()
         self.control = TrainerControl()
-        self.scaler: torch.amp.GradScaler | None = None
-        self.running: Running | None = None
-        self.outcome: Outcome = ""
-        self.ignore_keys_for_eval: Sequence[str] | None = None
-        self.stop_request: Request | None = None
-        self.resumed_from: Path | None = None
-        self.loaded_best_from: Path | None = None
         self.train_metrics: dict[str, float] = {}
         self.last_plan: Plan | None = None
         self.scheduler_step: Callable[[], None] | None = None
@@ -496,15 +497,23 @@ class Trainer:
         return self.ranks.local_rank == 0
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
-        """Gives the number of samples in a loader's dataset, over all ranks."""
-        return len(dataloader.dataset)  # type: ignore[arg-type] # one without a length raises TypeError
+        """Gives the number of samples in a loader's dataset, over all ranks.
+
+        Raises:
+            TypeError: the dataset has no length.
+        """
+        return len(dataloader.dataset)  # type: ignore[arg-type] # that it has one is the caller's part
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Gives the names of the parameters that weight decay acts on: all but biases and those of norm layers."""
         return decay_parameter_names(model)
 
     def get_learning_rates(self) -> list[float]:
-        """Gives the learning rate of each group of the optimizer's parameters."""
+        """Gives the learning rate of each group of the optimizer's parameters.
+
+        Raises:
+            RuntimeError: there is no optimizer yet.
+        """
         if self.optimizer is None:
             raise RuntimeError("Trainer.get_learning_rates: there is no optimizer yet. Call train(), or pass one.")
         return [float(group["lr"]) for group in self.optimizer.param_groups]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from trainer_core.assembly import register_given, register_installed
 from trainer_core.bus import Bus
 from trainer_core.callbacks import TrainerControl
 from trainer_core.errors import PluginError
@@ -74,14 +75,10 @@ def _renew(trainer: Trainer, args: TrainingArguments, users: Iterable[Member], p
     trainer.state, trainer.control = TrainerState(), TrainerControl()
     trainer.optimizer, trainer.lr_scheduler = optimizer, lr_scheduler  # type: ignore[assignment] # None is made anew
     trainer.made_for_run, trainer.running, trainer.last_plan, trainer.outcome = (None, None), None, None, ""
-    for name, kind in installed_plugins(args.block_plugins).items():
-        section = args.section(name)
-        if section is not None and name not in left_out:
-            trainer.bus.register(kind(section), name)
+    register_installed(trainer, left_out)
     for member in users:
         trainer.bus.register(member.plugin, member.name)
-    for plugin in plugins:
-        trainer.bus.register(plugin, str(getattr(plugin, "name", type(plugin).__name__)))
+    register_given(trainer, plugins)
     trainer.bus.compile()
     trainer.bus.tell("on_init_end", trainer=trainer)
     trainer.memory.end_init()

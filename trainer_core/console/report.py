@@ -21,7 +21,7 @@ from trainer_core.console.wording import (
     shortened,
 )
 from trainer_core.phases import Phase
-from trainer_core.settings.arguments import DERIVED
+from trainer_core.settings.provenance import DERIVED
 from trainer_core.settings.secrecy import mask_text
 from trainer_core.settings.section import DEFAULT, shown
 

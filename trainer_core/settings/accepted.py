@@ -54,6 +54,10 @@ ACCEPTED: Final[Mapping[str, tuple[object, ...]]] = {
     "debug": ("", [], None),
     "ray_scope": ("last",),
     "sortish_sampler": (False,),
+    "predict_with_generate": (False,),
+    "generation_max_length": (None,),
+    "generation_num_beams": (None,),
+    "generation_config": (None,),
 }
 """Refused name -> the values of it that are no mistake."""
 

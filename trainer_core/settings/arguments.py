@@ -20,7 +20,8 @@ from trainer_core.settings import names
 from trainer_core.settings.accepted import values_of
 from trainer_core.settings.contradictions import core_contradictions, derived_values
 from trainer_core.settings.discovery import installed_names, installed_plugins
-from trainer_core.settings.merging import Layer, Merged, blocked_plugins, keyword_layer, merge
+from trainer_core.settings.launched import Launched
+from trainer_core.settings.merging import Layer, blocked_plugins, keyword_layer, merge
 from trainer_core.settings.options import (
     CoreOptions,
     DataOptions,
@@ -29,6 +30,7 @@ from trainer_core.settings.options import (
     OptimizerOptions,
     PrecisionOptions,
 )
+from trainer_core.settings.provenance import DERIVED, sources_of
 from trainer_core.settings.secrecy import mask_mistaken, mask_secrets
 from trainer_core.settings.section import DEFAULT, Given, Section, problem
 from trainer_core.settings.sources import environment_layer, file_layers
@@ -36,13 +38,11 @@ from trainer_core.settings.validation import fill
 from trainer_core.settings.vocabulary import Place, Vocabulary, build_vocabulary
 
 FilePath = str | os.PathLike[str]
-DERIVED = "follows from "
-"""How the source of a value begins that nobody gave and another option implies."""
 
 
 # The last base's fields come first, in `--help`, in `repr` and in files.
 class TrainingArguments(
-    DistributedOptions, PrecisionOptions, EvaluationOptions, DataOptions, OptimizerOptions, CoreOptions
+    Launched, DistributedOptions, PrecisionOptions, EvaluationOptions, DataOptions, OptimizerOptions, CoreOptions
 ):
     """All settings of a run, frozen and valid.
 
@@ -75,7 +75,7 @@ class TrainingArguments(
         Raises:
             SettingsError: anything is wrong; it holds every mistake at once.
         """
-        return cls._from_layers([*file_layers(paths), environment_layer(), keyword_layer(options)])
+        return cls.from_layers([*file_layers(paths), environment_layer(), keyword_layer(options)])
 
     @classmethod
     def from_command_line(
@@ -92,13 +92,17 @@ class TrainingArguments(
             SettingsError: anything is wrong; it holds every mistake at once.
             SystemExit: `--help` was asked for and printed.
         """
+        files = [] if file is None else [file] if isinstance(file, (str, os.PathLike)) else list(file)
+        return cls.from_line(argv, [keyword_layer(defaults), *file_layers(files)])
+
+    @classmethod
+    def from_line(cls, argv: Sequence[str] | None, below: Sequence[Layer], remaining: list[str] | None = None) -> Self:
+        """Gives the settings of a command line over some layers; `remaining` gets the words that no option takes."""
         from trainer_core.settings.command_line import read_command_line
 
-        files = [] if file is None else [file] if isinstance(file, (str, os.PathLike)) else list(file)
-        below = [keyword_layer(defaults), *file_layers(files)]
-        words = cls._vocabulary(blocked_plugins([*below], cls))
-        named, line = read_command_line(words, argv)
-        return cls._from_layers([*below, *file_layers(named), environment_layer(), line])
+        words = cls._vocabulary(blocked_plugins(below, cls))
+        named, line = read_command_line(words, argv, remaining)
+        return cls.from_layers([*below, *file_layers(named), environment_layer(), line])
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
@@ -113,7 +117,13 @@ class TrainingArguments(
         Raises:
             SettingsError: the new values are wrong.
         """
-        return self._from_layers([Layer(list(self._explicit())), keyword_layer(changes)])
+        return self.from_layers([Layer(list(self.explicit())), keyword_layer(changes)])
+
+    @classmethod
+    def knows(cls, name: str) -> bool:
+        """Tells whether an option, a group or a section can be given under this name, be it refused."""
+        words = cls._vocabulary([])
+        return name.partition(".")[0] in {*words.names(), *words.methods, *names.REFUSED} or hasattr(cls, name)
 
     def section(self, name: str) -> Section | None:
         """Gives the settings of a plugin, None when it is off or not installed."""
@@ -153,10 +163,12 @@ class TrainingArguments(
         flat = words.aliases.get(name, name)
         if flat in words.flat or flat in words.switches:
             return self._flat(words, flat)
-        if (method := words.methods.get(name)) is not None and method.section in self._sections:
-            return partial(getattr(self._sections[method.section], method.field), self)
+        if (method := words.methods.get(name)) is not None:
+            return self._method(name, method)
         if accepted := values_of(name):
             return accepted[0]
+        if name.startswith("set_"):
+            raise AttributeError(f"{name}: settings are frozen. Use args.replace(option=value).", name=name, obj=self)
         what, remedy = words.unknown(name)
         raise AttributeError(f"{name}: {what}. {remedy}", name=name, obj=self)
 
@@ -191,7 +203,8 @@ class TrainingArguments(
         return self._vocabulary(self.block_plugins)
 
     @classmethod
-    def _from_layers(cls, layers: Sequence[Layer]) -> Self:
+    def from_layers(cls, layers: Sequence[Layer]) -> Self:
+        """Gives the settings of `layers`, of which a later one wins."""
         args = cls.__new__(cls)
         args._build(layers)
         return args
@@ -209,7 +222,7 @@ class TrainingArguments(
         if problems:
             raise SettingsError(problems)
         self._sections = sections
-        self._sources = _sources_of(words, merged, sections)
+        self._sources = sources_of(words, merged, sections)
         self._complete()
         problems = [*core_contradictions(self), *(p for s in sections.values() for p in s.contradictions(self))]
         if problems:
@@ -219,6 +232,13 @@ class TrainingArguments(
         for name, (value, origin) in derived_values(self).items():
             self.__dict__[name] = value
             self._sources[name] = DERIVED + origin
+
+    def _method(self, name: str, place: Place) -> partial[Any]:
+        if place.section not in self._sections:
+            raise AttributeError(
+                f"{name}: belongs to {place.section!r}, which is off. Turn it on.", name=name, obj=self
+            )
+        return partial(getattr(self._sections[place.section], place.field), self)
 
     def _flat(self, words: Vocabulary, flat: str) -> object:
         place = words.flat.get(flat)
@@ -231,7 +251,7 @@ class TrainingArguments(
         is_switch = flat in words.switches
         return False if is_switch and words.field(place).annotation is bool else None
 
-    def _explicit(self) -> Iterator[Given]:
+    def explicit(self) -> Iterator[Given]:
         """Gives what was given, with its sources, to build the same settings from."""
         sections = self._words().sections
         for name, source in self._sources.items():
@@ -274,18 +294,3 @@ def _misspelt_blocks(blocked: Sequence[str]) -> Iterator[str]:
         if name not in installed_names() and get_close_matches(name, installed_names(), n=1):
             hint = did_you_mean(name, installed_names()).strip()
             yield problem("block_plugins", "no plugin has this name", Given(name), hint)
-
-
-def _sources_of(words: Vocabulary, merged: Merged, sections: Mapping[str, Section]) -> dict[str, str]:
-    sources = dict.fromkeys(words.core.model_fields, DEFAULT)
-    sources.update((name, given.source) for name, given in merged.core.items())
-    for name in words.sections:
-        sources[name] = merged.switched.get(name, DEFAULT)
-    for name, section in sections.items():
-        for field in type(section).model_fields:
-            given = merged.sections[name].get(field)
-            sources[str(Place(name, field))] = DEFAULT if given is None else given.source
-    for flat, place in words.flat.items():
-        if place.section in sections:
-            sources[flat] = sources[str(place)]
-    return sources

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, Field, create_model
@@ -29,6 +30,7 @@ from trainer_core.settings.vocabulary import CORE, Place, Vocabulary
 SOURCE: Final = "command line"
 _NO_VALUE: Final = "\0"
 """Stands for a flag without a value, for argparse would end the program at it."""
+_FILES: Final = "\0files"
 _NEGATIVE: Final = re.compile(r"-(\d|\.\d|inf|nan)")
 
 
@@ -41,16 +43,25 @@ class _Flag:
     field: FieldInfo
 
 
-def read_command_line(words: Vocabulary, argv: Sequence[str] | None) -> tuple[list[str], Layer]:
+def read_command_line(
+    words: Vocabulary, argv: Sequence[str] | None, remaining: list[str] | None = None
+) -> tuple[list[str], Layer]:
     """Gives the files named with `--config` and the layer of all other options.
+
+    Args:
+        words: what can be given.
+        argv: arguments without the program's name; None for the process's own.
+        remaining: gets the words that no option takes; None to tell them as mistakes.
 
     Raises:
         SettingsError: the line cannot be split into options.
         SystemExit: `--help` was printed.
     """
-    line = list(_joined(sys.argv[1:] if argv is None else argv))
-    found, rest = _build_parser(words).parse_known_args(line)
-    files = [file for file in vars(found).pop("config") if file != _NO_VALUE]
+    found, rest = _build_parser(words).parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    if remaining is not None:
+        remaining += rest
+        rest = []
+    files = [file for file in vars(found).pop(_FILES, []) if file != _NO_VALUE]
     values = {name: _one_or_many(value) for name, value in vars(found).items()}
     given = [*values.items(), *_unknown(rest)]
     problems = [
@@ -69,23 +80,6 @@ def _one_or_many(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _joined(argv: Sequence[str]) -> Iterator[str]:
-    """Joins a flag and a negative number, which argparse would take for a flag of its own."""
-    flag = ""
-    for token in argv:
-        if flag and _NEGATIVE.match(token):
-            yield f"{flag}={token}"
-            flag = ""
-            continue
-        if flag:
-            yield flag
-        flag = token if token.startswith("--") and "=" not in token and token != "--" else ""
-        if not flag:
-            yield token
-    if flag:
-        yield flag
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SettingsError([f"command line: {mask_text(message, pairs=True)}. See --help."])
@@ -98,12 +92,17 @@ def _build_parser(words: Vocabulary) -> argparse.ArgumentParser:
         usage="%(prog)s [--option VALUE ...]",
         epilog="Hyphens may stand for underscores (--learning-rate); --no-OPTION says false; null says None.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", action="append", nargs="?", const=_NO_VALUE, default=[],
-        help="Settings file (YAML, TOML, JSON); may be given again, the last wins.",
-    )  # fmt: skip
+    parser._negative_number_matcher = _NEGATIVE  # argparse takes -1e-3 for a flag, and has no other way to say so
     flags = {flag.name: flag for flag in _flags(words)}
-    hidden = parser.add_argument_group()
+    aliases = {**{alias: entry.field for alias, entry in names.ALIASES.items()}, **words.aliases}
+    others = [*words.sections, *words.switches, *aliases, *(str(flag.place) for flag in flags.values())]
+    taken = {f"--{form}" for name in [*flags, *others] for form in (name, name.replace("_", "-"))}
+    hidden = _Hidden(parser.add_argument_group(), taken)
+    if "config" not in flags:  # an option of a script's own may have the name
+        parser.add_argument(
+            "--config", dest=_FILES, metavar="FILE", action="append", nargs="?", const=_NO_VALUE, default=[],
+            help="Settings file (YAML, TOML, JSON); may be given again, the last wins.",
+        )  # fmt: skip
     groups = _help_groups(parser, hidden, words)
 
     def add_argument(target: argparse.ArgumentParser, *_: str, **options: Any) -> None:
@@ -113,9 +112,24 @@ def _build_parser(words: Vocabulary) -> argparse.ArgumentParser:
 
     # The arguments of the source are added as it is built; nothing is parsed by it.
     CliSettingsSource(_settings_model(flags.values()), root_parser=parser, add_argument_method=add_argument)
-    for alias, target in [*((alias, entry.field) for alias, entry in names.ALIASES.items()), *words.aliases.items()]:
+    for alias, target in aliases.items():
         _add_alias(hidden, words, alias, target)
     return parser
+
+
+class _Hidden:
+    """The flags that `--help` does not show; one that says false gives way to an option of that name."""
+
+    def __init__(self, group: Any, taken: set[str]) -> None:
+        self.group = group
+        self.taken = taken
+
+    def add(self, *flags: str, **options: Any) -> None:
+        """Adds the forms that are free."""
+        free = [flag for flag in dict.fromkeys(flags) if flag not in self.taken]
+        self.taken.update(free)
+        if free:
+            self.group.add_argument(*free, **options, help=argparse.SUPPRESS)
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -159,8 +173,9 @@ def _holds_model(annotation: Any) -> bool:
     return any(_holds_model(inner) for inner in getattr(annotation, "__args__", ()))
 
 
-def _help_groups(parser: argparse.ArgumentParser, hidden: Any, words: Vocabulary) -> dict[str, Any]:
-    summaries = {vars(kind)["group"]: _first_line(kind) for kind in Options.__subclasses__() if "group" in vars(kind)}
+def _help_groups(parser: argparse.ArgumentParser, hidden: _Hidden, words: Vocabulary) -> dict[str, Any]:
+    kinds = [kind for kind in words.core.__mro__ if issubclass(kind, Options)]
+    summaries = {vars(kind).get("group", kind.__name__): _first_line(kind) for kind in kinds}
     groups = {name: parser.add_argument_group(name, summaries.get(name)) for name in words.groups}
     for name, section in words.sections.items():
         state = "on by default" if section.on_by_default else "off by default"
@@ -192,54 +207,55 @@ def _shape(name: str, annotation: Any) -> dict[str, Any]:
     return {"dest": name, "nargs": "?", "const": _NO_VALUE, "default": argparse.SUPPRESS}
 
 
-def _add_option(group: Any, hidden: Any, flag: _Flag, options: dict[str, Any]) -> None:
+def _add_option(group: Any, hidden: _Hidden, flag: _Flag, options: dict[str, Any]) -> None:
     annotation = flag.field.annotation
     shape = _shape(flag.name, annotation)
     metavar = "VALUE" if takes_list(annotation) else "JSON" if "dict[" in options["metavar"] else options["metavar"]
     group.add_argument(f"--{flag.name}", **{"metavar": metavar, **shape}, help=options["help"])
     _add_others(hidden, flag.name, annotation)
     if (dotted := str(flag.place)) != flag.name:  # the flat name is shown, the nested one works as well
-        hidden.add_argument(f"--{dotted}", **_shape(dotted, annotation), help=argparse.SUPPRESS)
+        hidden.group.add_argument(f"--{dotted}", **_shape(dotted, annotation), help=argparse.SUPPRESS)
         _add_others(hidden, dotted, annotation)
 
 
-def _add_others(hidden: Any, name: str, annotation: Any) -> None:
+def _add_others(hidden: _Hidden, name: str, annotation: Any) -> None:
     """Adds a flag's form with hyphens and, of a bool, the forms that say false."""
     hyphens = name.replace("_", "-")
     if hyphens != name:
-        hidden.add_argument(f"--{hyphens}", **_shape(name, annotation), help=argparse.SUPPRESS)
+        hidden.group.add_argument(f"--{hyphens}", **_shape(name, annotation), help=argparse.SUPPRESS)
     if takes_bool(annotation):
-        flags = dict.fromkeys((f"--no-{hyphens}", f"--no_{name}", f"--no-{name}"))
-        wanted = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        hidden.add_argument(*flags, dest=name, **wanted)
+        forms = (f"--no-{hyphens}", f"--no_{name}", f"--no-{name}")
+        hidden.add(*forms, dest=name, action="store_const", const="false", default=argparse.SUPPRESS)
 
 
-def _add_alias(hidden: Any, words: Vocabulary, alias: str, target: str) -> None:
+def _add_alias(hidden: _Hidden, words: Vocabulary, alias: str, target: str) -> None:
     entry = names.ALIASES.get(alias)
     place = Place(CORE, target) if entry is not None else words.flat.get(target)
     is_flag = place is None or (entry is not None and entry.write is not None)
     annotation = bool if is_flag or place is None else words.field(place).annotation
-    hidden.add_argument(f"--{alias}", **_shape(alias, annotation), help=argparse.SUPPRESS)
+    hidden.group.add_argument(f"--{alias}", **_shape(alias, annotation), help=argparse.SUPPRESS)
     _add_others(hidden, alias, annotation)
+
+
+def _is_flag(token: str) -> bool:
+    return token.startswith("-") and token.strip("-") != "" and _NEGATIVE.match(token) is None
 
 
 def _unknown(rest: Sequence[str]) -> Iterator[tuple[str, object]]:
     """Gives flags that nothing declared, with their values, for the message that names what was meant."""
-    for index, token in enumerate(rest):
-        if not token.startswith("--") or token == "--":
-            continue
-        name, has_value, value = token.removeprefix("--").partition("=")
-        following = rest[index + 1 :]
-        if not has_value:
-            value = following[0] if following and not following[0].startswith("--") else "true"
-        yield name.replace("-", "_"), value
+    for token, following in zip_longest(rest, rest[1:]):
+        if _is_flag(token):
+            name, has_value, value = token.lstrip("-").partition("=")
+            if not has_value:
+                value = "true" if following is None or _is_flag(following) else following
+            yield name.replace("-", "_"), value
 
 
 def _stray(rest: Sequence[str]) -> Iterator[str]:
     """Gives words that belong to no flag."""
     may_be_value = False
     for token in rest:
-        is_flag = token.startswith("-")
+        is_flag = _is_flag(token)
         if not is_flag and not may_be_value:
             yield token
         may_be_value = is_flag and "=" not in token

@@ -27,6 +27,8 @@ def derived_values(args: TrainingArguments) -> dict[str, tuple[object, str]]:
     every = args.logging_steps if "logging_steps" in args.sources else None  # no plugin of that name, no such option
     if args.eval_strategy == "steps" and args.eval_steps is None and every is not None:
         found["eval_steps"] = (every, "logging_steps")
+    if args.eval_strategy != "no" and args.sources["do_eval"] == DEFAULT:
+        found["do_eval"] = (True, "eval_strategy")
     metric = args.metric_for_best_model
     readers = {"lr_scheduler_type": "reduce_lr_on_plateau", "load_best_model_at_end": True, "save_strategy": "best"}
     reader = next((name for name, value in readers.items() if getattr(args, name, None) == value), None)
@@ -118,6 +120,12 @@ def _checkpointing_of_activations(args: TrainingArguments) -> Iterator[str]:
         yield _tell(args, "activation_checkpointing_kwargs", what, remedy)
 
 
+def _static_graph(args: TrainingArguments) -> Iterator[str]:
+    if args.ddp_static_graph and args.gradient_accumulation_steps > 1:
+        what = f"does not work with gradient_accumulation_steps={args.gradient_accumulation_steps}"
+        yield _tell(args, "ddp_static_graph", what, "Leave it out, or take each batch in one piece.")
+
+
 CHECKS: Final[tuple[Callable[[TrainingArguments], Iterator[str]], ...]] = (
     _interval_of_evaluation,
     _evaluation_that_is_read,
@@ -128,4 +136,5 @@ CHECKS: Final[tuple[Callable[[TrainingArguments], Iterator[str]], ...]] = (
     _warmup,
     _workers,
     _checkpointing_of_activations,
+    _static_graph,
 )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 Kind = Literal["python", "file", "text"]
 """Who wrote a value: a program, a configuration file, or a command line or environment variable."""
@@ -94,13 +94,41 @@ def takes_bool(annotation: Any) -> bool:
     return annotation is bool
 
 
+def with_enums(annotation: Any, change: Callable[[type[Enum]], Any]) -> Any:
+    """Gives a type in which `change` took the place of every enum."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return change(annotation)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal or not inner:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(with_enums(inner[0], change), *inner[1:])]
+    changed = tuple(with_enums(part, change) for part in inner)
+    if changed == inner:
+        return annotation
+    return Union[changed] if _is_wrapper(origin) else origin[changed]  # noqa: UP007  # of a tuple
+
+
 def _from_file(value: object, annotation: Any) -> object:
     if _fits(value, annotation):
         return value
+    value = plain(value)
+    if isinstance(value, str) and value.lower() in {"true", "false"} and _fits(True, annotation):
+        return value.lower() == "true"
     if value is False and _fits("no", annotation):  # YAML 1.1 takes `no` for False
         return "no"
-    if isinstance(value, str) and _EXPONENT.fullmatch(value) and _fits(float(value), annotation):
+    read = _with_exponents(value)
+    return read if _fits(read, annotation) else value
+
+
+def _with_exponents(value: object) -> object:
+    """Gives a value of YAML with the texts that are numbers, in lists and mappings as well."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
+    if isinstance(value, list):
+        return [_with_exponents(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_exponents(item) for key, item in value.items()}
     return value
 
 
@@ -121,9 +149,14 @@ def _candidates(text: str) -> Iterator[object]:
         yield None
     if word in {"true", "false"}:
         yield word == "true"
+    read: object = text
     with suppress(ValueError):
-        yield json.loads(text)
+        read = json.loads(text)
+    if not isinstance(read, str):  # quotes around a text are a part of it
+        yield read
     yield text
+    if isinstance(read, str):
+        yield read
     if word in TRUE_WORDS | FALSE_WORDS:
         yield word in TRUE_WORDS
     yield _split(text)
@@ -144,12 +177,15 @@ def _fits(value: object, annotation: Any) -> bool:
 def _loosely(value: object, annotation: Any) -> object:
     """Gives text converted as pydantic does when it is not strict; the items of a list, too."""
     readings = [value, _split(value)] if isinstance(value, str) and takes_list(annotation) else [value]
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # an object of a class, as JSON
+        with suppress(ValueError):
+            readings.append(json.loads(value))
     for reading in readings:
         try:
             return _adapter(annotation).validate_python(reading, strict=False)
         except ValidationError:
             continue
-    return value
+    return _split(value) if isinstance(value, str) and takes_list(annotation) else value
 
 
 def _is_wrapper(origin: Any) -> bool:
@@ -159,7 +195,11 @@ def _is_wrapper(origin: Any) -> bool:
 
 @lru_cache(maxsize=512)
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(_without_bounds(annotation))
+    alone = _without_bounds(annotation)
+    try:
+        return TypeAdapter(alone, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a type with a configuration of its own takes none
+        return TypeAdapter(alone)
 
 
 def _without_bounds(annotation: Any) -> Any:

@@ -60,6 +60,7 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
             "log_level",
             "log_level_replica",
             "log_on_each_node",
+            "get_process_log_level",
             "logging_strategy",
             "logging_first_step",
             "logging_steps",
@@ -134,6 +135,7 @@ OFF: Final[Mapping[str, tuple[object, ...]]] = {
     "report_to": (None, "none", [], ["none"]),
     "push_to_hub": (False,),
     "neftune_noise_alpha": (None,),
+    "overwrite_output_dir": (False,),
 }
 """Options of plugins that need not be installed, with the values by which a script says that it does not want them."""
 
@@ -171,6 +173,7 @@ TRAINER_ARGUMENTS: Final[Mapping[str, str]] = {
 
 _LATER = "is not offered yet"
 _FSDP = (_LATER, "Train with one process a device (torchrun or accelerate launch); models are replicated.")
+_GENERATION = "Override prediction_step and call model.generate there, with what model.generation_config holds."
 _DELIVERY = ("is not offered: each rank reads its own share of the data", "Leave it out.")
 
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
@@ -236,6 +239,10 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "debug": (_LATER, "Use torch.autograd.set_detect_anomaly(True)."),
     "ray_scope": ("is Ray's", "Set the environment variable RAY_SCOPE."),
     "sortish_sampler": ("never did anything", 'Use train_sampling_strategy="group_by_length".'),
+    "predict_with_generate": (_LATER, _GENERATION),
+    "generation_max_length": (_LATER, _GENERATION),
+    "generation_num_beams": (_LATER, _GENERATION),
+    "generation_config": (_LATER, _GENERATION),
 }
 """Name -> why it is refused, and what to use instead: nothing is accepted and ignored.
 

@@ -131,11 +131,16 @@ class CoreOptions(Options):
     block_plugins: list[str] = Field(default_factory=list)
     """Names of installed plugins that are not even imported."""
     do_train: bool = False
-    """For your script alone: nothing here reads it."""
+    """For your script to read, whether to train; nothing here reads it."""
     do_eval: bool = False
-    """For your script alone: nothing here reads it."""
+    """For your script to read, whether to evaluate; follows from eval_strategy where it is left out."""
     do_predict: bool = False
-    """For your script alone: nothing here reads it."""
+    """For your script to read, whether to predict; nothing here reads it."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the run counts tokens."""
+        return self.include_num_input_tokens_seen != "no" or self.include_tokens_per_second
 
 
 class OptimizerOptions(Options):

@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 MASK: Final = "***"
-_ENDS: Final = ("token", "password", "passwd", "secret", "api_key", "apikey")
+_ENDS: Final = ("token", "password", "passwd", "secret", "api_key", "apikey", "authorization")
 _OF_A_VOCABULARY: Final = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token")
 # A token has 34 letters and digits behind its prefix; half of them tell it from a word such as hf_transfer.
 _TOKEN: Final = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _WHOLE_TOKEN: Final = re.compile(r"hf_[A-Za-z0-9]+")
+_PASSWORD_IN_URL: Final = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
+_CREDENTIALS: Final = re.compile(r"\b(Bearer) +[A-Za-z0-9._~+/=-]{4,}")
 _PAIR: Final = re.compile(rf"(?i)(\w*(?:{'|'.join(_ENDS)})[\"']?\s*[:=]\s*)(?:\"[^\"]*\"?|'[^']*'?|[^\s,}}\]]+)")
 
 
@@ -35,7 +37,7 @@ def mask_secrets(value: Any, name: str = "") -> Any:
     if value is not None and is_secret(name):
         return MASK
     if isinstance(value, str):
-        return _TOKEN.sub(MASK, value)
+        return mask_text(value)
     if isinstance(value, Mapping):
         return {key: mask_secrets(item, str(key)) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -55,8 +57,13 @@ def mask_mistaken(value: Any, name: str) -> Any:
 
 
 def mask_text(text: str, *, pairs: bool = False) -> str:
-    """Gives a text with the tokens in it masked; with `pairs` what follows a secret's name and a colon, too."""
+    """Gives a text with the tokens, passwords of URLs and credentials of headers in it masked.
+
+    With `pairs` what follows a secret's name and a colon is masked, too.
+    """
     text = _TOKEN.sub(MASK, text)
+    text = _PASSWORD_IN_URL.sub(rf"\g<1>{MASK}", text)
+    text = _CREDENTIALS.sub(rf"\g<1> {MASK}", text)
     return _PAIR.sub(rf"\g<1>{MASK}", text) if pairs else text
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from trainer_core.settings.secrecy import mask_mistaken, mask_secrets
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from trainer_core.settings.arguments import TrainingArguments
@@ -109,12 +110,14 @@ def shown(where: str, value: object) -> str:
     return _short.repr(mask_mistaken(value, where))
 
 
-def problems_of(error: ValidationError, model: type[BaseModel], given: Mapping[str, Given], prefix: str) -> list[str]:
-    """Gives one sentence for each wrong field of `model`; `prefix` names the model in fields that nobody gave."""
+def problems_of(
+    error: ValidationError, fields: Mapping[str, FieldInfo], given: Mapping[str, Given], prefix: str
+) -> list[str]:
+    """Gives one sentence for each wrong one of `fields`; `prefix` names their class in those that nobody gave."""
     found: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         found.setdefault(_place(details, given, prefix), []).append(details)
-    return [_sentence(where, details, model, given) for where, details in found.items()]
+    return [_sentence(where, details, fields, given) for where, details in found.items()]
 
 
 def _place(details: ErrorDetails, given: Mapping[str, Given], prefix: str) -> str:
@@ -135,12 +138,14 @@ def _place(details: ErrorDetails, given: Mapping[str, Given], prefix: str) -> st
     return where
 
 
-def _sentence(where: str, details: Sequence[ErrorDetails], model: type[BaseModel], given: Mapping[str, Given]) -> str:
+def _sentence(
+    where: str, details: Sequence[ErrorDetails], fields: Mapping[str, FieldInfo], given: Mapping[str, Given]
+) -> str:
     first = details[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
         return f"{where}: is needed, and nothing was given. Set it."
-    field = model.model_fields.get(name)
+    field = fields.get(name)
     told = [_explained(one, None if field is None else field.default) for one in details]
     what = " or ".join(dict.fromkeys(what for what, _ in told)).replace(" or must be ", " or ")
     if not first["loc"]:  # a validator of the whole section: there is no one value

@@ -25,18 +25,23 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
     return Layer(entries, kind="text")
 
 
-def file_layers(paths: Iterable[str | os.PathLike[str]]) -> list[Layer]:
-    """Gives a layer for each YAML, TOML or JSON file; what cannot be read is told in the layer's problems."""
-    return [_file_layer(os.fspath(path)) for path in paths]
+def file_layers(paths: Iterable[str | os.PathLike[str]], suffix: str = "") -> list[Layer]:
+    """Gives a layer for each YAML, TOML or JSON file; what cannot be read is told in the layer's problems.
+
+    Args:
+        paths: of the files.
+        suffix: says what they are; empty leaves it to the ending of each file's name.
+    """
+    return [_file_layer(os.fspath(path), suffix) for path in paths]
 
 
-def _file_layer(path: str) -> Layer:
+def _file_layer(path: str, suffix: str) -> Layer:
     if not Path(path).expanduser().is_file():
         return Layer([], "file", [f"{path}: is no file. Correct the path of the settings file."])
     # pydantic-settings costs 0.1 s to import, and only files and command lines need it.
     from trainer_core.settings.files import READERS, read_file
 
-    suffix = Path(path).suffix.lower()
+    suffix = suffix or Path(path).suffix.lower()
     if suffix not in READERS:
         known = ", ".join(READERS)
         return Layer([], "file", [f"{path}: is no settings file, got the ending {suffix!r}. Use one of {known}."])

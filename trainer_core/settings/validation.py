@@ -29,7 +29,7 @@ def fill(model: BaseModel, given: Mapping[str, Given], name: str) -> list[str]:
     try:
         kind.__pydantic_validator__.validate_python(values, self_instance=model)
     except ValidationError as error:
-        return problems_of(error, kind, given, name)
+        return problems_of(error, kind.model_fields, given, name)
     return []
 
 

@@ -57,7 +57,9 @@ def make(tmp_path):
         trainer = kind(
             **{
                 "model": tiny_model(),
-                "args": TrainingArguments(tmp_path / folder, **{**settled, "metric_for_best_model": "score", **options}),
+                "args": TrainingArguments(
+                    tmp_path / folder, **{**settled, "metric_for_best_model": "score", **options}
+                ),
                 "train_dataset": tiny_dataset(),
                 "eval_dataset": tiny_dataset(4, seed=1),
                 "compute_metrics": compute_metrics,

@@ -111,7 +111,9 @@ def test_the_loss_is_watched_where_no_metric_is_named(make, end):
 def test_a_metric_of_its_own_goes_before_that_of_the_best_model(make, end):
     own = {"metric": "score", "greater_is_better": False, "patience": 2}
     options = {"metric_for_best_model": "loss", "greater_is_better": False, "early_stopping": own}
-    assert end(make([0.5, 0.6, 0.7], **options))[3].startswith("eval_score has not fallen below its best, 0.5 at step 1")
+    assert end(make([0.5, 0.6, 0.7], **options))[3].startswith(
+        "eval_score has not fallen below its best, 0.5 at step 1"
+    )
 
 
 def test_an_evaluation_before_training_counts(make, end):
@@ -135,13 +137,8 @@ def test_evaluations_of_something_else_do_not_count(make, end):
             trainer.evaluate(tiny_dataset(2, seed=5))
             trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
 
-        def on_evaluate(self, trainer, metrics):
-            if trainer.state.global_step and "eval_score" in metrics and len(metrics) and not self.is_inside:
-                self.is_inside = True
-                trainer.evaluate(tiny_dataset(2, seed=6))
-                self.is_inside = False
-
-        is_inside = False
+        def on_new_best(self, trainer):
+            trainer.evaluate(tiny_dataset(2, seed=6))
 
     trainer = make([0.5], Curious(), eval_steps=3, early_stopping_patience=2)
     trainer.evaluate()
@@ -151,20 +148,15 @@ def test_evaluations_of_something_else_do_not_count(make, end):
 
 
 def test_of_several_datasets_the_one_of_the_metric_counts(make, end):
-    french = iter([0.0, 0.5, 0.4, 0.4])
+    def measure(prediction):  # the German score rises, the French one falls
+        step = trainer.state.global_step
+        return {"score": -step if len(prediction.label_ids) == 2 else step}
 
-    class Scored(Trainer):
-        def evaluate(self, *args, **kwargs):
-            return super().evaluate(*args, **kwargs) | {"eval_french_score": next(french)}
-
-    datasets = {"french": tiny_dataset(2), "german": tiny_dataset(2, seed=1)}
-
-    def measure(prediction):
-        return {"score": 1.0}
-
-    given = {"eval_dataset": datasets, "compute_metrics": measure}
+    given = {"eval_dataset": {"french": tiny_dataset(2), "german": tiny_dataset(3)}, "compute_metrics": measure}
     trainer = make(given=given, metric_for_best_model="french_score", early_stopping_patience=2)
-    assert end(trainer)[::3] == (3, "eval_french_score has not risen above its best, 1 at step 1, in 2 evaluations")
+    assert end(trainer)[::3] == (3, "eval_french_score has not risen above its best, -1 at step 1, in 2 evaluations")
+    trainer = make(given=given, metric_for_best_model="german_score", early_stopping_patience=2)
+    assert end(trainer)[:2] == (12, "completed")
 
 
 def test_a_metric_that_an_overridden_evaluate_adds_is_heard(make, end):
@@ -348,8 +340,8 @@ def test_of_several_datasets_one_must_be_named(make):
     [
         (
             {"early_stopping_patience": 3},
-            "at moments not known before the run, by early_stopping, when eval_score has not improved in 3 evaluations, "
-            "not before step 3",
+            "at moments not known before the run, by early_stopping, when eval_score has not improved "
+            "in 3 evaluations, not before step 3",
         ),
         (
             {"early_stopping_patience": 1, "eval_on_start": True},

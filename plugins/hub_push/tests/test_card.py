@@ -100,6 +100,15 @@ def test_a_card_of_a_plain_module_tells_the_run(tmp_path):
     assert list(pairs(sections["Versions"])) == ["python", "trainer_core", "torch", "accelerate"]
 
 
+def test_a_bar_in_the_name_of_a_metric_breaks_no_table(tmp_path):
+    trainer = trained(tmp_path / "first", metrics=lambda prediction: {"f1|macro\nmean": 0.5})
+    _, sections = parts(write_card(trainer, tmp_path / "out"))
+    head, rule, *rows = sections["Evaluations"].splitlines()
+    assert head == r"| training loss | epoch | step | evaluation loss | f1\|macro mean |"
+    assert rule == "| :---: | :---: | :---: | :---: | :---: |"
+    assert [row.count(" | ") for row in rows] == [4, 4]
+
+
 def test_evaluations_stand_in_a_table_with_the_training_loss_before_each(tmp_path):
     trainer = trained(tmp_path / "first")
     rows = {row["step"]: row for row in trainer.state.log_history if "eval_loss" in row}

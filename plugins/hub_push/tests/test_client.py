@@ -63,14 +63,14 @@ def test_an_id_has_an_owner_and_a_name(text, is_id):
     assert is_repo_id(text) is is_id
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 501, 502, 503, 504, 507, 520, 599])
 def test_what_may_go_well_later_is_known_by_its_status(hub, api, status):
     hub.fault("GET", "whoami", status, retry_after=2.5)
     error = raised(api.whoami)
     assert (status_of(error), is_transient(error), retry_after(error)) == (status, True, 2.5)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 412, 422])
 def test_what_will_not_go_well_later_is_known_too(hub, api, status):
     hub.fault("GET", "whoami", status)
     error = raised(api.whoami)
@@ -93,25 +93,38 @@ def test_an_error_is_told_by_what_it_was_raised_from(hub, api):
 
     error = raised(wrap)
     assert (status_of(error), is_transient(error), retry_after(error)) == (503, True, 3.0)
-    assert in_words(error) == "RuntimeError 503: Error while uploading 'a.bin' to the Hub."
+    assert in_words(error) == "RuntimeError 503: Error while uploading 'a.bin' to the Hub"
     assert in_words(cause) == "HfHubHTTPError 503: This error was asked for"
 
 
 def test_an_error_of_our_own_is_not_transient():
     assert not is_transient(ValueError("wrong"))
     assert in_words(ValueError("wrong\n  twice")) == "ValueError: wrong twice"
+    assert in_words(ValueError("Invalid user token. ")) == "ValueError: Invalid user token"
     assert in_words(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.25, "0.25 s"), (59.6, "1 min"), (90, "2 min"), (900, "15 min"), (3599, "1 h"), (5400, "1 h 30 min"),
+        (7200, "2 h"), (86_400, "24 h"), (200_000, "2.3 days"), (float("inf"), "inf days"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_told_in_units_that_a_reader_counts_in(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_no_token_is_told(hub):
     error = raised(hub_api("hf_wrong").whoami)
     assert isinstance(error, HfHubHTTPError)
     assert "hf_wrong" not in in_words(error, "hf_wrong")
-    assert in_words(RuntimeError(f"a {TOKEN} and quiet."), "quiet", None, "") == "RuntimeError: a *** and ***."
+    assert in_words(RuntimeError(f"a {TOKEN} and quiet."), "quiet", None, "") == "RuntimeError: a *** and ***"
     assert masked(f"Bearer {TOKEN}") == "Bearer ***"
 
 
 def test_the_hubs_library_is_not_loaded_with_the_plugin():
-    code = "import sys, trainer_core_hub_push.plugin, trainer_core_hub_push.client; print('huggingface_hub' in sys.modules)"
+    modules = "trainer_core_hub_push.plugin, trainer_core_hub_push.client"
+    code = f"import sys, {modules}; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

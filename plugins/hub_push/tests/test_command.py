@@ -9,7 +9,7 @@ from time import monotonic, sleep
 import pytest
 
 from trainer_core.__main__ import main
-from trainer_core_hub_push.outbox import Outbox, Push, files_in
+from trainer_core_hub_push.outbox import Outbox, Push
 
 REPO = "user/first"
 
@@ -62,6 +62,33 @@ def test_what_fails_stays_and_is_said(hub, outbox, queue, capsys):
     assert told.endswith(". Run it again.")
     assert outbox.entries() == [entry]
     assert hub.count("POST", r"/commit/") == 2
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_a_hub_that_asks_to_wait_too_long_is_not_waited_for(hub, outbox, queue, capsys):
+    entry = queue("one")
+    hub.fault("POST", r"/commit/", 429, times=None, retry_after=7200)
+    started = monotonic()
+    assert push(outbox) == 1
+    assert monotonic() - started < 60
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"python -m trainer_core push: 1 left in {outbox.folder}: HfHubHTTPError 429: This error was asked for; "
+        "the Hub asks to wait 2 h, longer than the 15 min that are waited at most. Run it again."
+    )
+    assert outbox.entries() == [entry]
+    assert hub.count("POST", r"/commit/") == 1
+
+
+def test_a_malformed_token_is_told(hub, outbox, queue, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mar ked")
+    queue("one")
+    assert push(outbox) == 1
+    assert capsys.readouterr().err == (
+        "python -m trainer_core push: hub_token: holds characters that no token has, got that of HF_TOKEN or the "
+        "login. Copy it again, without blanks, line breaks and letters beyond ASCII.\n"
+    )
+    assert hub.requests == []
 
 
 def test_without_a_token_nothing_is_tried(hub, outbox, queue, capsys):
@@ -121,11 +148,9 @@ from trainer_core.testing import only
 from trainer_core.testing.tiny import tiny_trainer
 torch.set_num_threads(1)
 with only("hub_push", "checkpointing"):
-    options = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 8, "hub_push.backoff_seconds": 0.05}
-    class Say:
-        def on_train_end(self, trainer):
-            print("trained", flush=True)
-    tiny_trainer(Path(sys.argv[1]), [Say()], options=options).train()
+    options = {"push_to_hub": True, "hub_strategy": "checkpoint", "hub_always_push": True, "save_steps": 8}
+    options["hub_push.backoff_seconds"] = 30.0
+    tiny_trainer(Path(sys.argv[1]), options=options).train()
 """
 
 
@@ -143,13 +168,18 @@ def wait_until(true, seconds=60):
         sleep(0.02)
 
 
+def test_the_command_loads_no_torch(hub, tmp_path):
+    (tmp_path / "run").mkdir()
+    code = "import sys; from trainer_core.__main__ import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    out, _ = started(hub, "-c", code, "push", str(tmp_path / "run")).communicate(timeout=60)
+    assert out.splitlines() == [f"{tmp_path / 'run'}: nothing is left to push.", "0 False"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["delay", "lost"])
-def test_what_a_killed_run_left_is_completed_by_the_command_and_nothing_twice(hub, tmp_path, kind):
+def test_what_a_killed_run_left_is_completed_by_the_command_and_nothing_twice(hub, make, tmp_path, kind):
     """Killed in the middle of a commit: one that the Hub has not answered, and one that it has made already."""
-    hub.fault("POST", r"/commit/", "delay", seconds=1.5, at=2) if kind == "delay" else hub.fault(
-        "POST", r"/commit/", "lost", at=2
-    )
+    hub.fault("POST", r"/commit/", kind, at=2, **({"seconds": 1.5} if kind == "delay" else {}))
     run = started(hub, "-c", RUN, str(tmp_path / "first"))
     wait_until(lambda: hub.count("POST", r"/commit/") >= 2)
     if kind == "lost":
@@ -157,21 +187,19 @@ def test_what_a_killed_run_left_is_completed_by_the_command_and_nothing_twice(hu
     run.send_signal(signal.SIGKILL)
     run.communicate()
     outbox = Outbox(tmp_path / "first")
-    before = [entry.push.message for entry in outbox.entries()]
-    assert before != []
+    waiting = [entry.push.message for entry in outbox.entries()]
+    assert "Training in progress, step 8, checkpoint" in waiting
     pushing = started(hub, "-m", "trainer_core", "push", str(tmp_path / "first"))
     out, err = pushing.communicate(timeout=60)
     assert (pushing.returncode, err) == (0, "")
+    assert out.splitlines() != []
     assert outbox.entries() == []
     titles = [commit.title for commit in hub.repo(REPO).commits()]
     assert len(titles) == len(set(titles))
-    assert len(out.splitlines()) >= 1
-    saved = sorted((tmp_path / "first").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    last = {name.removeprefix("last-checkpoint/"): data for name, data in hub.repo(REPO).files().items() if "/" in name}
-    assert any(
-        last == {name: (folder / name).read_bytes()[: len(last.get(name, b""))] for name in files_in(folder)}
-        for folder in saved
-    )
+    (tmp_path / "first").rename(tmp_path / "lost")
+    resumed = make(push_to_hub=False)
+    resumed.train(resume_from_checkpoint=f"{REPO}/last-checkpoint")  # every file of it is checked
+    assert resumed.state.global_step == 24
 
 
 @pytest.mark.usefixtures("logged_in")

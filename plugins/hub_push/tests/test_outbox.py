@@ -146,6 +146,21 @@ def test_a_damaged_entry_is_passed_over_and_said(outbox, checkpoint, caplog, bod
     assert re.fullmatch(rf"{damaged.folder}: is damaged and passed over, \w+: .+\. Delete it\.", told, re.DOTALL)
 
 
+def test_damage_is_said_once_for_each_entry_and_anew_for_a_new_run(outbox, checkpoint, caplog):
+    first, second = outbox.add(PUSH, checkpoint), outbox.add(PUSH, checkpoint)
+    (first.folder / "entry.json").write_text("{")
+    for _ in range(3):
+        assert outbox.entries() == [second]
+    assert len(caplog.messages) == 1
+    (second.folder / "entry.json").write_text("{")
+    for _ in range(3):
+        assert outbox.entries() == []
+    assert [message.partition(":")[0] for message in caplog.messages] == [str(first.folder), str(second.folder)]
+    outbox.say_damage_again()
+    assert outbox.entries() == []
+    assert len(caplog.messages) == 4
+
+
 def test_a_try_is_remembered_with_the_head_it_was_made_on(outbox, checkpoint):
     entry = outbox.add(PUSH, checkpoint)
     assert entry.tried_on is None

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from time import monotonic
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from trainer_core import PluginError, SettingsError, Signal, write_model
 from trainer_core.__main__ import main
 from trainer_core.testing import PluginConformance
-from trainer_core_hub_push import HubPush
+from trainer_core_hub_push import HubPush, HubPushSettings
 from trainer_core_hub_push.outbox import Outbox, files_in
 
 REPO = "user/first"
@@ -179,6 +180,18 @@ def test_branch_and_privacy_are_those_of_the_settings(hub, make):
     assert "model.safetensors" not in repository.files("main")
 
 
+def test_a_run_says_once_that_its_repository_is_public_and_goes_on(hub, make, caplog):
+    hub.create(REPO)
+    trainer = make(hub_private_repo=True)
+    trainer.train()
+    trainer.push_to_hub()
+    assert [message for message in caplog.messages if "is public already" in message] == [
+        f"{REPO}: is public already and stays so, private=True holds for a repository that is made. "
+        f"Change it at {hub.endpoint}/{REPO}/settings."
+    ]
+    assert not hub.repo(REPO).private
+
+
 def test_a_run_without_push_to_hub_asks_the_hub_for_nothing(hub, make, tmp_path):
     output = make(push_to_hub=False).train()
     assert hub.requests == []
@@ -227,6 +240,7 @@ def test_what_the_hub_refuses_ends_the_run_before_its_first_update(make, options
         trainer.train()
     (told,) = caught.value.problems
     assert told.startswith(problem)
+    assert ".." not in told
     assert trainer.state.global_step == 0
     assert str(options.get("hub_token", "hf_writer")) not in str(caught.value) or options["hub_token"] is None
 
@@ -329,6 +343,21 @@ def test_a_model_that_cannot_be_written_at_the_end_fails_no_run(hub, make, caplo
     assert caplog.messages == ["the model of step 24: OSError: [Errno 28] No space left on device. The run goes on."]
 
 
+def test_an_outbox_that_cannot_be_made_fails_no_run_but_the_push_that_was_asked_for(hub, make, caplog, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / ".outbox").write_text("somebody's file")
+    trainer = make()
+    output = trainer.train()
+    assert output.global_step == 24
+    assert pushes(output) == {"pushes_done": 0, "pushes_replaced": 0, "pushes_failed": 4}
+    assert [message.partition(": ")[0] for message in caplog.messages] == [
+        *(f"checkpoint-{step} of step {step}" for step in (8, 16, 24)),
+        "the model of step 24",
+    ]
+    with pytest.raises(FileExistsError):
+        trainer.push_to_hub()
+
+
 def test_a_card_that_cannot_be_written_keeps_no_model_back(hub, make, caplog, monkeypatch):
     def fail(*args):
         raise ValueError("no card today")
@@ -378,6 +407,37 @@ def test_a_run_that_failed_waits_for_little(hub, make, monkeypatch, tmp_path):
     assert left(tmp_path) == ["Training in progress, step 8"]
 
 
+def test_an_interrupt_ends_the_waiting_and_what_is_left_is_said(hub, make, caplog, monkeypatch, tmp_path):
+    def interrupt(self, seconds):
+        raise KeyboardInterrupt
+
+    hub.fault("POST", r"/commit/", "delay", seconds=1)
+    monkeypatch.setattr("trainer_core_hub_push.uploading.Uploader.wait", interrupt)
+    trainer = make(hub_strategy="end")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "1 push did not arrive. It is kept" in caplog.messages[-1]
+    assert left(tmp_path) == ["End of training"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "world_size", "seconds"),
+    [
+        ("completed", 1, 600),
+        ("stopped", 1, 600),
+        ("interrupted", 1, 10),
+        ("failed", 1, 10),
+        ("completed", 2, 60),
+        ("failed", 2, 10),
+    ],
+)
+def test_the_end_waits_less_where_others_wait_too(outcome, world_size, seconds):
+    trainer = SimpleNamespace(
+        outcome=outcome, ranks=SimpleNamespace(world_size=world_size), args=SimpleNamespace(ddp_timeout=120)
+    )
+    assert HubPush(HubPushSettings(push=True))._seconds_to_wait(trainer) == seconds
+
+
 def test_what_a_run_left_is_pushed_by_the_next_one_in_its_folder(hub, make, keep, caplog, tmp_path):
     hub.fault("POST", r"/commit/", 503, times=None)
 
@@ -395,6 +455,16 @@ def test_what_a_run_left_is_pushed_by_the_next_one_in_its_folder(hub, make, keep
     for step in (8, 16, 24):
         assert of_folder(hub, f"checkpoint-{step}") == keep.files(f"checkpoint-{step}")
     assert left(tmp_path) == []
+
+
+def test_a_damaged_push_is_said_once_a_run(hub, make, caplog, tmp_path):
+    damaged = tmp_path / "first" / ".outbox" / f"00000001-{'0' * 32}"
+    damaged.mkdir(parents=True)
+    (damaged / "entry.json").write_text("{")
+    trainer = make()
+    for number in (1, 2):
+        trainer.train()
+        assert len([message for message in caplog.messages if "is damaged" in message]) == number
 
 
 def test_pushing_changes_no_number_of_a_run(hub, make, tmp_path):
@@ -460,6 +530,45 @@ def test_an_option_that_no_card_has_is_refused_before_anything_is_saved(hub, mak
         trainer.push_to_hub(licens="mit")
     assert hub.requests == []
     assert not (tmp_path / "first" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        *(
+            (
+                {"commit_message": title},
+                f"push_to_hub.commit_message: must be text that is not blank, got {title!r}. "
+                "Give the title of the commit, such as 'End of training'.",
+            )
+            for title in ("", None, " \n", 5)
+        ),
+        *(
+            ({"private": value}, f"push_to_hub.private: must be True, False or None, got {value!r}. Use one of these.")
+            for value in ("yes", 1)
+        ),
+        *(
+            (
+                {"revision": name},
+                f"push_to_hub.revision: is no name of a branch, got {name!r}. "
+                "Write it as git takes it, such as 'main'.",
+            )
+            for name in ("", "my branch", "a..b", 5)
+        ),
+    ],
+)
+def test_a_wrong_argument_of_a_push_is_refused_before_anything_is_saved(hub, make, tmp_path, options, told):
+    trainer = make(push_to_hub=False, save_strategy="no")
+    with pytest.raises(PluginError) as caught:
+        trainer.push_to_hub(**options)
+    assert str(caught.value) == told
+    assert hub.requests == []
+    assert not (tmp_path / "first" / "model.safetensors").exists()
+
+
+def test_arguments_of_a_push_that_are_none_are_as_not_given(hub, make):
+    make(push_to_hub=False, save_strategy="no").push_to_hub(private=None, revision=None, token=None)
+    assert titles(hub) == ["End of training"]
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -192,3 +192,23 @@ def test_progress_bars_of_others_stay_as_they_were(hub, api, entry):
     made = entry(Push("first", "weights"), a="a")
     send(api, prepare(api, made.push), made)
     assert are_progress_bars_disabled() == before
+
+
+def test_a_public_repository_stays_public_and_that_is_said_once(hub, api, caplog):
+    hub.create(REPO)
+    told = set()
+    for _ in range(2):
+        assert refusal(api, Push(REPO, "Model", private=True), told) == ""
+    assert prepare(api, Push(REPO, "Model", private=True), told) == REPO
+    assert not hub.repo(REPO).private
+    assert caplog.messages == [
+        f"{REPO}: is public already and stays so, private=True holds for a repository that is made. "
+        f"Change it at {hub.endpoint}/{REPO}/settings."
+    ]
+
+
+@pytest.mark.parametrize(("is_private", "wanted"), [(True, True), (False, False), (False, None), (True, False)])
+def test_a_repository_as_it_was_wanted_is_not_spoken_of(hub, api, caplog, is_private, wanted):
+    hub.create(REPO, private=is_private)
+    assert prepare(api, Push(REPO, "Model", private=wanted), set()) == REPO
+    assert caplog.messages == []

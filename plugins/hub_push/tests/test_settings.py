@@ -200,6 +200,37 @@ def test_a_masked_token_is_read_as_none_and_that_is_said(caplog):
     ]
 
 
+@pytest.mark.parametrize("around", [" {}", "{}\n", "\t{} \r\n"])
+def test_blanks_around_a_token_are_no_part_of_it(around):
+    args = TrainingArguments("runs/first", hub_token=around.format("hf_marked"))
+    assert args.hub_push.plain_token == "hf_marked"
+
+
+def test_a_blank_token_is_none():
+    assert TrainingArguments("runs/first", hub_token=" \n").hub_token is None
+
+
+@pytest.mark.parametrize("token", ["hf_mar ked", "hf_mar\nked", "hf_mar\x00ked", "hf_m\u00e4rked", "hf_marked\u200b", "\x7fhf"])
+@pytest.mark.parametrize("name", ["hub_token", "hub_push.token"])
+def test_a_token_that_can_be_none_is_refused_and_not_shown(name, token):
+    assert problems(**{name: token}) == [
+        f"{name}: holds characters that no token has, got '***' (from keyword). "
+        "Copy it again, without blanks, line breaks and letters beyond ASCII."
+    ]
+
+
+@pytest.mark.parametrize("revision", ["", "a b", "a..b", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a.", "-a", "a:b", "@", "a\n"])
+def test_a_branch_that_can_be_none_is_refused(revision):
+    assert problems(hub_revision=revision) == [
+        f"hub_revision: is no name of a branch, got {revision!r} (from keyword). Write it as git takes it, such as 'main'."
+    ]
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "trial/one", "refs/pr/1", "a@b", "a_b-c"])
+def test_a_branch_that_git_takes_is_taken(revision):
+    assert TrainingArguments("runs/first", hub_revision=revision).hub_revision == revision
+
+
 @pytest.mark.parametrize(
     "layers",
     [

@@ -53,7 +53,7 @@ def failures(folder, hub, token):
     with pytest.raises(PluginError) as away:
         trainer.push_to_hub()
     with pytest.raises(SettingsError) as wrong:
-        trainer_in(folder, hub_token=token, hub_model_id="a b", hub_push={"token": token, "pussh": token})
+        trainer_in(folder, hub_token=token, hub_model_id="a b", hub_push={"token": token, "pussh": True})
     for caught in (refused, unknown, away, wrong):
         told += [str(caught.value), repr(caught.value), *getattr(caught.value, "__notes__", [])]
     return told
@@ -97,3 +97,34 @@ def test_the_token_of_the_settings_goes_before_that_of_the_environment(hub, make
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     make(hub_strategy="end").train()
     assert hub.repo("user/first").commits()[0].title == "End of training"
+
+
+MALFORMED = "hf_mar ked\u00e4"
+OF_THE_LOGIN = (
+    "hub_token: holds characters that no token has, got that of HF_TOKEN or the login. "
+    "Copy it again, without blanks, line breaks and letters beyond ASCII."
+)
+
+
+def test_a_malformed_token_of_the_environment_is_told_before_training(hub, make, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", MALFORMED)
+    trainer = make(hub_token=None)
+    with pytest.raises(SettingsError) as caught:
+        trainer.train()
+    assert caught.value.problems == [OF_THE_LOGIN]
+    with pytest.raises(PluginError) as asked:
+        trainer.push_to_hub()
+    assert str(asked.value) == OF_THE_LOGIN
+    assert hub.requests == []
+
+
+def test_a_token_that_is_passed_to_a_push_is_cleaned_or_refused(hub, make):
+    trainer = make(push_to_hub=False, save_strategy="no")
+    assert trainer.push_to_hub(token=" hf_other\n").repo_url.repo_id == "other/first"
+    asked = len(hub.requests)
+    for token in (MALFORMED, 5, True):
+        with pytest.raises(PluginError) as caught:
+            trainer.push_to_hub(token=token)
+        assert str(caught.value).startswith("push_to_hub.token: ")
+        assert str(token) not in str(caught.value)
+    assert len(hub.requests) == asked

@@ -133,6 +133,29 @@ def test_the_wait_that_the_hub_asks_for_is_honoured(hub, uploader, queue):
     assert mine(hub) == ["push 0"]
 
 
+def test_a_wait_that_is_too_long_pauses_and_is_said(hub, uploader, outbox, queue, caplog):
+    hub.fault("POST", r"/commit/", 429, retry_after=5400)
+    made = [queue(f"push {number}", name=f"{number}.txt") for number in range(2)]
+    future = uploader.future_of(made[0])
+    finish(uploader)
+    assert outbox.entries() == made
+    assert hub.count("POST", r"/commit/") == 1
+    why = "This error was asked for; the Hub asks to wait 1 h 30 min, longer than the 15 min that are waited at most"
+    assert uploader.account.last_error == f"HfHubHTTPError 429: {why}"
+    assert caplog.messages == [
+        f"'push 0': was not pushed, {uploader.account.last_error}. It stays in {outbox.folder}."
+    ]
+    with pytest.raises(PluginError, match="the Hub asks to wait 1 h 30 min"):
+        future.result(0)
+    finish(uploader)
+    assert mine(hub) == ["push 0", "push 1"]
+
+
+@pytest.mark.parametrize(("asked", "is_waited"), [(None, True), (0.1, True), (900.0, True), (900.1, False)])
+def test_the_hub_is_waited_for_a_quarter_of_an_hour_at_most(asked, is_waited):
+    assert QUICK.bears(asked) is is_waited
+
+
 def test_what_fails_too_often_stays_and_goes_with_the_next_push(hub, outbox, queue, caplog):
     uploader = Uploader(outbox, lambda entry: hub_api("hf_writer"), Patience(2, 0.01, 0.02))
     hub.fault("POST", r"/commit/", 503, times=None)

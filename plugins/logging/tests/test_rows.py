@@ -32,7 +32,7 @@ def test_the_file_may_have_another_name_or_not_be(train, rows, tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     train(logging={"file": None})
-    assert [path.name for path in tmp_path.iterdir()] == ["journal.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == [".owner.json", "journal.jsonl"]
 
 
 def test_a_row_is_in_the_file_when_the_next_hook_fires(train, rows):

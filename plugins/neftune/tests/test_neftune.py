@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from trainer_core import SettingsError, Trainer, TrainingArguments
+from trainer_core import ModelError, SettingsError, Trainer, TrainingArguments
 from trainer_core.testing import PluginConformance
 from trainer_core_neftune import Neftune
+from trainer_core_neftune.embedding import embeddings_of
 
 
 class TestNeftune(PluginConformance):
@@ -86,6 +88,23 @@ def test_the_model_is_as_it_was_after_an_error(small, tmp_path, error):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_model_is_as_it_was_when_a_forward_is_broken_off(small, tmp_path, number):
+    class Breaking(small.Net):
+        def forward(self, **inputs):
+            outputs = super().forward(**inputs)
+            signal.raise_signal(number)  # the first asks to stop, the second stops at once
+            signal.raise_signal(number)
+            return outputs
+
+    trainer = small.trainer(tmp_path, model=Breaking())
+    before = traces(trainer.model)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert traces(trainer.model) == before
+    assert (noise_of(trainer.model, training=True)[0] != 0).any()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_model_is_as_it_was_after_a_signal(small, tmp_path, number):
     class Pressing:
         def on_step_end(self, trainer):
@@ -116,11 +135,15 @@ def test_a_copy_that_is_made_while_training_adds_no_noise(small, tmp_path):
     class Copying:
         def on_step_end(self, trainer):
             copies.append(copy.deepcopy(trainer.model))
+            copies.append(pickle.loads(pickle.dumps(trainer.model)))
 
     small.trainer(tmp_path, callbacks=[Copying()], max_steps=1).train()
-    (copied,) = copies
     ids = torch.ones(2, 3, dtype=torch.long)
-    assert torch.equal(copied.train().tokens(ids), copied.tokens.weight[ids])
+    for copied in copies:
+        copied.train()(input_ids=ids, labels=ids[:, 0])
+        assert torch.equal(copied.tokens(ids), copied.tokens.weight[ids])
+        assert (noise_of(copied, training=True)[-1] == 0).all()
+    assert len(copies) == 2
 
 
 def test_a_checkpoint_holds_the_weights_and_nothing_of_ours(small, tmp_path):
@@ -191,6 +214,10 @@ def test_a_module_may_be_named(small, tmp_path):
             "Name the module whose output gets the noise: neftune={'embedding_module': '...'}.",
         ),
         (
+            "inner",
+            "neftune.embedding_module: the model has no such module, got 'inner'. Its parts are tokens, head, drop.",
+        ),
+        (
             "token",
             "neftune.embedding_module: the model has no such module, got 'token'. Did you mean 'tokens'? "
             "Its parts are tokens, head, drop.",
@@ -206,18 +233,35 @@ def test_a_model_without_such_a_module_is_refused_before_training(small, tmp_pat
     assert trainer.state.global_step == 0
 
 
-def test_a_base_class_that_leaves_it_to_others_has_none(small, tmp_path):
+@pytest.mark.parametrize("error", [NotImplementedError(), AttributeError("no word_embeddings")])
+def test_a_base_class_that_leaves_it_to_others_has_none(small, tmp_path, error):
     class Base(small.Net):
         def get_input_embeddings(self):
-            raise NotImplementedError
+            raise error
 
-    with pytest.raises(SettingsError, match="the model has no input embeddings, got Base"):
+    with pytest.raises(SettingsError) as caught:
         small.trainer(tmp_path, model=Base()).train()
+    assert caught.value.problems == [
+        f"neftune: the model has no input embeddings, got Base, whose get_input_embeddings() raises {error!r}. "
+        "Name the module whose output gets the noise: neftune={'embedding_module': '...'}."
+    ]
+
+
+def test_a_name_that_a_wrapper_made_longer_is_suggested():
+    wrapped = torch.nn.ModuleDict({"base": torch.nn.ModuleDict({"tokens": torch.nn.Embedding(2, 2)})})
+    with pytest.raises(ModelError, match=r"got 'tokens'\. Did you mean 'base\.tokens'\?"):
+        embeddings_of(wrapped, "tokens")
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0])
 def test_a_strength_that_is_none_is_refused(alpha):
     with pytest.raises(SettingsError, match=r"must be above 0, got .* Use None for no noise; the paper takes 5 to 15"):
+        TrainingArguments(neftune_noise_alpha=alpha)
+
+
+@pytest.mark.parametrize("alpha", [float("inf"), float("nan")])
+def test_a_strength_that_is_not_finite_is_refused(alpha):
+    with pytest.raises(SettingsError, match="neftune_noise_alpha: must be a finite number"):
         TrainingArguments(neftune_noise_alpha=alpha)
 
 

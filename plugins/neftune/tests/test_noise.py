@@ -78,8 +78,33 @@ class Giving(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+    def forward(self, tokens):
         return self.value
+
+
+class Calling(nn.Module):
+    """Calls its embedding and gives what that gives."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.embedding = Giving(value)
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **more):
+        return self.embedding(input_ids)
+
+
+@pytest.fixture
+def noisy():
+    """Gives a function that puts noise of strength 1 on what a module called `embedding` gives."""
+    made = []
+
+    def put(model):
+        made.append(Noise(model, {"embedding": model.embedding}, 1.0))
+        return model
+
+    yield put
+    for noise in made:
+        noise.remove()
 
 
 @pytest.mark.parametrize(
@@ -90,33 +115,84 @@ class Giving(nn.Module):
         ((1,), "<class 'tuple'>"),
     ],
 )
-def test_an_embedding_of_another_form_is_refused_when_it_shows(value, got):
-    embedding = Giving(value)
-    noise = Noise(nn.Linear(1, 1), embedding, 1.0)
+def test_an_embedding_of_another_form_is_refused_when_it_shows(value, got, noisy):
     with pytest.raises(ModelError, match=f"neftune: the embedding Giving must give floats .*, got {got}. Name another"):
-        embedding()
-    noise.remove()
+        noisy(Calling(value))()
 
 
-@pytest.mark.parametrize("call", ["named", "positional"])
-def test_the_mask_is_found_however_it_is_passed(call):
-    model = Giving(None)
-    embedding = Giving(torch.zeros(1, 2, 8))
-    noise = Noise(model, embedding, 1.0)
-    mask = torch.tensor([[1, 0]])
-    model(None, mask) if call == "positional" else model(attention_mask=mask)
-    assert (embedding()[0, 1] == 0).all()
-    noise.remove()
+MASK = torch.tensor([[1, 0]])
+CALLS = {
+    "named": ((), {"attention_mask": MASK}),
+    "positional": ((None, MASK), {}),
+    "named behind a positional": ((None,), {"attention_mask": MASK}),
+}
 
 
-def test_a_mask_of_another_shape_and_embedded_inputs_are_said_once(caplog):
-    model, embedding = Giving(None), Giving(torch.zeros(1, 2, 8))
-    noise = Noise(model, embedding, 1.0)
+class Open(Calling):
+    """Has no name for the mask."""
+
+    def forward(self, input_ids, **more):
+        return self.embedding(input_ids)
+
+
+@pytest.mark.parametrize(("kind", "call"), [*((Calling, call) for call in CALLS), (Open, "named behind a positional")])
+def test_the_mask_is_found_however_it_is_passed(kind, call, noisy):
+    args, kwargs = CALLS[call]
+    noise = noisy(kind(torch.zeros(1, 2, 8)))(*args, **kwargs)
+    assert (noise != 0).any(-1).tolist() == [[True, False]]
+
+
+def test_a_call_that_does_not_fit_is_refused_by_forward_itself(noisy):
+    with pytest.raises(TypeError, match=r"Open.forward\(\) takes 2 positional arguments but 3 were given"):
+        noisy(Open(torch.zeros(1, 2, 8)))(None, MASK)
+
+
+def test_a_mask_of_another_shape_and_embedded_inputs_are_said_once(caplog, noisy):
+    model = noisy(Calling(torch.zeros(1, 2, 8)))
     for _ in range(2):
-        model(attention_mask=torch.ones(1, 1, 2, 2), inputs_embeds=torch.zeros(1, 2, 8))
-        assert (embedding() != 0).any(dim=-1).all()
+        noise = model(attention_mask=torch.ones(1, 1, 2, 2), inputs_embeds=torch.zeros(1, 2, 8))
+        assert (noise != 0).any(dim=-1).all()
     assert [record.getMessage() for record in caplog.records] == [
         "neftune: inputs that come as inputs_embeds pass the embedding by and get no noise.",
         "neftune: the attention mask is not (batch, sequence); rows count with their padding, which gets noise.",
     ]
-    noise.remove()
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_an_embedding_that_takes_no_part_in_training_is_said_once(asleep, caplog, noisy):
+    class Passing(Calling):
+        def forward(self, input_ids=None):
+            return self.embedding(input_ids) if asleep else self.embedding.value
+
+    model = noisy(Passing(torch.zeros(1, 2, 8)))
+    model.embedding.train(not asleep)
+    for _ in range(2):
+        assert (model() == 0).all()
+    assert [record.getMessage() for record in caplog.records] == [
+        "neftune: the model was called without calling 'embedding' in training mode, so there was no noise. "
+        "Name a module that it calls: neftune={'embedding_module': '...'}."
+    ]
+
+
+def test_what_records_no_gradients_gets_no_noise_and_draws_nothing(caplog, noisy):
+    model = noisy(Calling(torch.zeros(1, 2, 8)))
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert (model(attention_mask=MASK) == 0).all()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (model(attention_mask=MASK) != 0).any()
+    assert caplog.messages == []
+
+
+def test_the_mask_of_a_call_that_failed_is_not_that_of_the_next(noisy):
+    model = noisy(Calling(torch.zeros(1, 3, 8)))
+    model.embedding.value = None
+    with pytest.raises(ModelError):
+        model(attention_mask=torch.tensor([[1, 0, 0]]))
+    model.embedding.value = torch.zeros(1, 3, 8)
+    assert (model.embedding(None) != 0).any(-1).all()
+    assert (model() != 0).any(-1).all()
+
+
+def test_rows_without_tokens_have_no_noise():
+    assert uniform_noise(torch.zeros(2, 0, 8), None, 1.0).shape == (2, 0, 8)

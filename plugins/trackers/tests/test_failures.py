@@ -6,6 +6,8 @@ import sys
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, register_tracker_class
 
+from trainer_core_trackers.reporter import in_words
+
 
 class Recording(GeneralTracker):
     name = "recording"
@@ -95,6 +97,10 @@ def test_a_tracker_may_fail_anywhere(trainer_of, recording, warnings_of, tmp_pat
     trainer_of(tmp_path, report_to=["broken", "sound"]).train()
     assert (broken, sound) == (calls, WHOLE)
     assert warnings_of() == [told]
+
+
+def test_a_token_in_an_error_reaches_neither_log_nor_tracker():
+    assert in_words(ConnectionError(f"refused\n  hf_{'a1' * 17}")) == "ConnectionError: refused ***"
 
 
 def test_trackers_are_closed_when_a_run_fails(failing, recording, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from time import monotonic, sleep
 
 import pytest
 import wandb
@@ -23,6 +24,8 @@ def records(file):
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if position + 7 + length > len(data):
+            return  # it is being written
         record += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in ENDS_A_RECORD:
@@ -38,6 +41,7 @@ class Offline:
         for record in records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
+                self.started = record.run.start_time.ToNanoseconds()
                 self.id, self.project, self.name = record.run.run_id, record.run.project, record.run.display_name
             elif kind == "config":
                 self.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
@@ -61,10 +65,15 @@ class Offline:
         return found
 
 
-def offline(folder):
-    """Gives the runs of a folder, oldest first."""
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
-    return [Offline(file) for file in files]
+def offline(folder, number):
+    """Gives the runs of a folder, oldest first; W&B's service may still be writing when a run is over."""
+    deadline = monotonic() + 60
+    while monotonic() < deadline:
+        runs = [Offline(file) for file in folder.glob("wandb/offline-run-*/*.wandb")]
+        if len(runs) == number and all(run.exit_code is not None for run in runs):
+            return sorted(runs, key=lambda run: run.started)
+        sleep(0.05)
+    raise AssertionError(f"{len(runs)} runs, {[run.exit_code for run in runs]}")
 
 
 def options(folder, **more):
@@ -93,7 +102,7 @@ def finished(trainer_of, tmp_path_factory):
     trainer = trainer_of(folder, **given)
     trainer.train(resume_from_checkpoint=True)
     trainer.evaluate(metric_key_prefix="test")
-    return trainer, offline(folder)
+    return trainer, offline(folder, 3)
 
 
 def test_all_parts_of_a_run_have_one_id(finished):
@@ -133,7 +142,7 @@ def test_a_second_run_is_one_of_its_own_in_the_project_of_the_environment(traine
     trainer = trainer_of(tmp_path / "run", **options(tmp_path, max_steps=5))
     trainer.train()
     trainer.train()
-    first, second = offline(tmp_path)
+    first, second = offline(tmp_path, 2)
     assert first.id != second.id
     assert [first.project, second.project] == ["elsewhere", "elsewhere"]
 
@@ -144,7 +153,7 @@ def test_a_run_of_the_callers_own_is_used_and_left_open(trainer_of, tmp_path):
     assert wandb.run is own
     own.log({"after": 1})
     own.finish()
-    (run,) = offline(tmp_path)
+    (run,) = offline(tmp_path, 1)
     assert [row["train/global_step"] for row in run.rows if "train/loss" in row] == [5]
     assert run.rows[-1]["after"] == 1
     assert run.summary["outcome"] == "completed"

@@ -4,6 +4,8 @@ import csv
 import gc
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import optuna
 import pytest
@@ -33,8 +35,16 @@ def space():
     return rate
 
 
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory):
+    """Gives a database without a search: making its tables takes longer than a trial."""
+    path = tmp_path_factory.mktemp("empty") / "tuning.db"
+    optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
+    return path
+
+
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, empty):
     """Gives a function that makes a trainer of 12 updates in two epochs, with this plugin and those named."""
 
     def trainer(kind=Trainer, installed=(), given=None, **options):
@@ -47,6 +57,10 @@ def small(tmp_path):
         tuning = {"plot": None} | options.pop("tuning", {})
         objects = {"model_init": TinyModel, "train_dataset": tiny_dataset(), "eval_dataset": tiny_dataset(8, seed=1)}
         args = TrainingArguments(**{"output_dir": tmp_path / "out", "tuning": tuning, **usual, **options})
+        database = Path(args.output_dir) / "tuning.db"
+        if not database.exists() and "storage" not in tuning:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(empty, database)
         return kind(args=args, **(objects | (given or {})))
 
     return trainer

@@ -27,7 +27,11 @@ args = TrainingArguments(
     block_plugins=sorted(installed_names() - {"tuning"}),
 )
 Trainer(
-    model_init=TinyModel, args=args, train_dataset=tiny_dataset(), eval_dataset=tiny_dataset(8, seed=1), plugins=[Kill()]
+    model_init=TinyModel,
+    args=args,
+    train_dataset=tiny_dataset(),
+    eval_dataset=tiny_dataset(8, seed=1),
+    plugins=[Kill()],
 ).hyperparameter_search(
     lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True)}, n_trials=4
 )

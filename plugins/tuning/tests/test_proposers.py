@@ -66,5 +66,5 @@ def test_options_that_optuna_does_not_take_are_named(make, told):
 
 def test_a_sampler_whose_package_is_missing_says_so(monkeypatch):
     monkeypatch.setattr(proposers, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match="tuning.sampler: 'cmaes' needs cmaes. Install it: pip install cmaes."):
+    with pytest.raises(SettingsError, match=r"tuning.sampler: 'cmaes' needs cmaes. Install it: pip install cmaes."):
         sampler_for("cmaes", {}, 0, 0)

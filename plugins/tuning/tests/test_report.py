@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import xml.etree.ElementTree as xml
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,10 +14,6 @@ from trainer_core_tuning import report
 def two(trial):
     rate = trial.suggest_float("learning_rate", 1e-3, 1.0, log=True)
     return {"learning_rate": rate, "optim": trial.suggest_categorical("optim", ["sgd", "adamw_torch"])}
-
-
-def worse(metrics, values=iter([1.0, 2.0, 300.0])):
-    return next(values)
 
 
 def test_the_table_has_a_row_a_trial(small, space, rows, study):
@@ -48,8 +44,8 @@ def test_the_table_and_the_lines_are_printed(small, space, capsys):
     trainer = small(tuning={"pruner": "none"}, eval_strategy="no")
     trainer.hyperparameter_search(space, lambda metrics: next(values), n_trials=2)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("search: trial 0: objective 0.5, best so far 0.5 of trial 0 (1 of 2 done); learning_rate=")
-    assert lines[1].startswith("search: trial 1: objective 0.25, best so far 0.25 of trial 1 (2 of 2 done); learning_rat")
+    assert lines[0].startswith("search: trial 0: objective 0.5, best so far 0.5 of trial 0 (1 of 2 done); learning")
+    assert lines[1].startswith("search: trial 1: objective 0.25, best so far 0.25 of trial 1 (2 of 2 done); learn")
     cells = [line.split() for line in lines if "complete" in line]
     assert [row[1:4] for row in cells] == [["0", "│", "complete"], ["*", "1", "│"]]
 
@@ -83,7 +79,7 @@ def test_trials_keep_checkpoints_only_as_the_settings_say(small, space, tmp_path
 def test_the_picture_shows_trials_and_parameters(small, tmp_path):
     small(tuning={"plot": "tuning.svg"}).hyperparameter_search(two, n_trials=4)
     text = (tmp_path / "out" / "tuning.svg").read_text()
-    assert xml.fromstring(text).tag.endswith("svg")
+    assert ElementTree.fromstring(text).tag.endswith("svg")
     for words in ("trials", "best so far", "learning_rate: importance", "optim: importance", "adamw_torch"):
         assert words in text
 
@@ -103,6 +99,16 @@ def test_without_matplotlib_the_picture_is_missed_and_nothing_fails(small, space
         f"{tmp_path / 'out' / 'tuning.svg'}: is not drawn, matplotlib is not installed. "
         "Install trainer-core-tuning[plot], or set tuning={'plot': None}."
     ]
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_search(small, told, tmp_path):
+    def odd(trial):
+        trial.suggest_categorical("prompt", ["$^$"])  # matplotlib takes it for a formula, and a wrong one
+        return {}
+
+    assert small(tuning={"plot": "tuning.svg"}).hyperparameter_search(odd, n_trials=1).run_id == "0"
+    assert told()[0].startswith(f"{tmp_path / 'out' / 'tuning.svg'}: cannot be drawn, got ValueError: ")
+    assert told()[0].endswith(" Set tuning={'plot': None}.")
 
 
 def test_a_disk_that_fails_ends_no_search(small, space, told, tmp_path):
@@ -130,3 +136,14 @@ def test_the_table_is_written_however_a_search_ends(failing, small, space, rows)
         small(given={"plugins": [Breaking()]}).hyperparameter_search(space, n_trials=2)
     name = "OSError" if failing else "KeyboardInterrupt"
     assert [(row["state"], row["why"]) for row in rows()] == [("COMPLETE", ""), ("FAIL", f"{name}: the end")]
+
+
+def test_an_outcome_that_is_kept_stays_when_telling_it_fails(small, space, states, monkeypatch):
+    class Closed(report.Report):
+        def say(self, line):
+            raise BrokenPipeError("nobody reads")
+
+    monkeypatch.setattr("trainer_core_tuning.search.Report", Closed)
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        small().hyperparameter_search(space, n_trials=2)
+    assert states() == ["COMPLETE"]

@@ -183,21 +183,28 @@ def test_searches_of_two_names_share_a_storage(small, space, tmp_path):
     assert {"one-0", "two-0"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-@pytest.mark.parametrize("place", ["file", "url", "object"])
-def test_trials_may_be_kept_elsewhere(place, small, space, tmp_path):
+def names(path):
+    return optuna.get_all_study_names(optuna.storages.RDBStorage(f"sqlite:///{path}"))
+
+
+def test_trials_may_be_kept_in_another_file(small, space, tmp_path):
     path = tmp_path / "elsewhere" / "all ?trials#1.db"
-    if place == "file":
-        small(tuning={"storage": str(path)}).hyperparameter_search(space, n_trials=1)
-    elif place == "url":
-        path = tmp_path / "trials.db"
-        small().hyperparameter_search(space, n_trials=1, storage=f"sqlite:///{path}")
-    else:
-        storage = optuna.storages.InMemoryStorage()
-        small().hyperparameter_search(space, n_trials=1, storage=storage)
-        assert len(optuna.load_study(study_name="tuning", storage=storage).trials) == 1
-        return
+    small(tuning={"storage": str(path)}).hyperparameter_search(space, n_trials=1)
     assert path.is_file()
     assert not (tmp_path / "out" / "tuning.db").exists()
+
+
+def test_trials_may_be_kept_behind_a_url(small, space, tmp_path):
+    small().hyperparameter_search(space, n_trials=1, storage=f"sqlite:///{tmp_path}/trials.db")
+    assert (names(tmp_path / "trials.db"), names(tmp_path / "out" / "tuning.db")) == (["tuning"], [])
+
+
+def test_trials_may_be_kept_in_an_object_of_optuna(small, space):
+    storage = optuna.storages.InMemoryStorage()
+    small().hyperparameter_search(space, n_trials=1, storage=storage)
+    assert [trial.state.name for trial in optuna.load_study(study_name="tuning", storage=storage).trials] == [
+        "COMPLETE"
+    ]
 
 
 @pytest.mark.parametrize("storage", ["nosuch://host/db", "sqlite:////nowhere/at/all/trials.db"])

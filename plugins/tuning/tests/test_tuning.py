@@ -311,9 +311,9 @@ def test_a_search_within_a_run_is_refused(small, space):
 
 
 def test_a_plugin_that_is_off_does_not_search(small, space):
+    trainer = small()
+    trainer.bus.unregister("tuning")
     with pytest.raises(PluginError, match=r"Install trainer-core-tuning or unblock 'tuning'"):
-        trainer = small()
-        trainer.bus.unregister("tuning")
         trainer.hyperparameter_search(space)
 
 
@@ -351,6 +351,14 @@ def test_an_error_that_is_caught_fails_its_trial_only(way, small, space, states,
     assert (states(), best.run_summary["num_trials"]) == (["COMPLETE", "FAIL", "COMPLETE"], 3)
     assert [row["why"] for row in rows()] == ["", "MemoryError: too much", ""]
     assert told()[0].startswith("trial 1: failed, MemoryError: too much; learning_rate=")
+
+
+def test_a_token_in_an_error_is_kept_out_of_database_and_table(small, space, rows, study, told):
+    token = "hf_" + "a1" * 17
+    trainer = small(given={"plugins": [Breaking(MemoryError(f"refused {token}"))]}, tuning={"catch": ["MemoryError"]})
+    trainer.hyperparameter_search(space, n_trials=2)
+    assert rows()[1]["why"] == study().trials[1].user_attrs["why"] == "MemoryError: refused ***"
+    assert told()[0].startswith("trial 1: failed, MemoryError: refused ***; ")
 
 
 def test_a_run_that_diverges_fails_its_trial_only(small, states, rows):

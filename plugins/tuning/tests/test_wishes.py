@@ -78,12 +78,12 @@ def test_a_pruner_by_name_with_several_objectives_is_refused(small):
 
 
 def test_a_model_without_model_init_is_refused(small):
-    with pytest.raises(SettingsError, match="model_init: is needed, each trial trains a new model."):
+    with pytest.raises(SettingsError, match=r"model_init: is needed, each trial trains a new model."):
         small(given={"model": tiny_model(), "model_init": None}).hyperparameter_search()
 
 
 def test_a_search_without_evaluation_data_is_refused(small):
-    with pytest.raises(SettingsError, match="eval_dataset: is needed, trials are compared by their evaluations."):
+    with pytest.raises(SettingsError, match=r"eval_dataset: is needed, trials are compared by their evaluations."):
         small(given={"eval_dataset": None}, eval_strategy="no").hyperparameter_search()
 
 

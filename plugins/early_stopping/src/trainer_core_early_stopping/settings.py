@@ -79,7 +79,7 @@ class StopAtSettings(Section):
             yield f"stop_at.at_most: contradicts at_least={self.at_least}, got {self.at_most}. Keep one of the two."
         if self.has_goal and not args.eval_on_start:
             yield from evaluations_problems(args, "stop_at.metric")
-        if self.max_tokens is not None and not counts_tokens(args):
+        if self.max_tokens is not None and not args.counts_tokens:
             yield (
                 f"stop_at.max_tokens: needs tokens to be counted, and they are not, got {self.max_tokens}. "
                 f'Set include_num_input_tokens_seen="all" or "non_padding".'
@@ -90,8 +90,3 @@ def evaluations_problems(args: TrainingArguments, where: str) -> Iterator[str]:
     """Gives what is wrong with a setting that needs evaluations in a run without any."""
     if args.eval_strategy == "no":
         yield f"{where}: needs evaluations, and there are none, got eval_strategy='no'. Set eval_strategy."
-
-
-def counts_tokens(args: TrainingArguments) -> bool:
-    """Tells whether the run counts tokens."""
-    return args.include_num_input_tokens_seen != "no" or args.include_tokens_per_second

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+OURS: Final = "trainer_core"
+"""The logger above all of the library's."""
+
 LEVELS: Final[Mapping[str, int]] = {
     "detail": logging.DEBUG,
     "debug": logging.DEBUG,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer_core import Cadence, Phase, hookimpl, interval
-from trainer_core_logging.levels import Levels
+from trainer_core_logging.levels import OURS, Levels
 from trainer_core_logging.rows import RowFile
 from trainer_core_logging.settings import LoggingSettings
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from trainer_core import Plan, Section, Trainer
 
 logger = logging.getLogger("trainer_core.logging")
-
-OURS: Final = "trainer_core"
-"""The logger above all of the library's."""
 
 
 class Logging:

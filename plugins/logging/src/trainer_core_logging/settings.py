@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from trainer_core import Interval, Section
+from trainer_core_logging.levels import LEVELS, OURS
+
+if TYPE_CHECKING:
+    from trainer_core import TrainingArguments
 
 Level = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 
@@ -38,6 +43,8 @@ class LoggingSettings(Section):
         "log_on_each_node": "on_each_node",
     }
 
+    methods: ClassVar[Mapping[str, str]] = {"get_process_log_level": "process_log_level"}
+
     strategy: Literal["no", "steps", "epoch"] = "steps"
     """When loss, gradient norm and learning rate are logged: never, every `steps` updates, or as each epoch closes."""
     steps: Interval = 500
@@ -54,3 +61,9 @@ class LoggingSettings(Section):
     """Further loggers that get the level during training."""
     file: FileName | None = "log.jsonl"
     """File in `output_dir` to which every logged row is appended, one line of JSON each; None for no file."""
+
+    def process_log_level(self, args: TrainingArguments) -> int:
+        """Gives the level of this process as a number of the module `logging`, by its rank in the environment."""
+        rank = args.local_process_index if self.on_each_node else args.process_index
+        level = self.level if rank == 0 else self.level_replica
+        return logging.getLogger(OURS).getEffectiveLevel() if level == "passive" else LEVELS[level]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer_core import ModelError
-from trainer_core_neftune.embedding import embedding_of
-from trainer_core_neftune.noise import Noise
 from trainer_core_neftune.settings import NeftuneSettings
 
 if TYPE_CHECKING:
     from trainer_core import Plan, Section, Trainer
+    from trainer_core_neftune.noise import Noise
 
 
 class Neftune:
@@ -24,15 +23,22 @@ class Neftune:
 
     def on_plan(self, trainer: Trainer, plan: Plan) -> None:
         """Refuses a model without the embedding that is to get the noise."""
+        from trainer_core_neftune.embedding import embeddings_of
+
         try:
-            embedding_of(trainer.model, self.settings.embedding_module)
+            embeddings_of(trainer.model, self.settings.embedding_module)
         except ModelError as error:
             plan.contradict(str(error))
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Puts the noise on the model."""
-        embedding = embedding_of(trainer.model, self.settings.embedding_module)
-        self._noise = Noise(trainer.model, embedding, self.settings.noise_alpha)
+        from trainer_core_neftune.compilation import forget_graphs
+        from trainer_core_neftune.embedding import embeddings_of
+        from trainer_core_neftune.noise import Noise
+
+        embeddings = embeddings_of(trainer.model, self.settings.embedding_module)
+        forget_graphs(trainer.model_wrapped)
+        self._noise = Noise(trainer.model, embeddings, self.settings.noise_alpha)
 
     def on_teardown(self) -> None:
         """Takes it off again."""

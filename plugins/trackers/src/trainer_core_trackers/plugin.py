@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer_core import hookimpl
+from trainer_core_trackers.kinds import KINDS
 from trainer_core_trackers.known import missing
 from trainer_core_trackers.reporter import Reporter, Run, in_words
 from trainer_core_trackers.rows import Rows, Scalar, flattened
 from trainer_core_trackers.settings import TrackersSettings
-from trainer_core_trackers.special import KINDS
 
 if TYPE_CHECKING:
     from trainer_core import Plan, Section, Trainer

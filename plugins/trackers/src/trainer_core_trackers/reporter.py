@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from trainer_core import PluginError, mask_text
 from trainer_core_trackers.known import KNOWN, options_of
 from trainer_core_trackers.rows import Number, Scalar
 from trainer_core_trackers.settings import TrackersSettings
@@ -142,13 +143,13 @@ class Reporter:
         return True
 
 
-class TrackerError(RuntimeError):
+class TrackerError(PluginError):
     """A tracker that cannot be used as things are."""
 
 
 def in_words(error: BaseException) -> str:
-    """Gives an error in one line."""
-    text = " ".join(str(error).split())
+    """Gives an error in one line, with what looks like a token masked: trackers are services of others."""
+    text = mask_text(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

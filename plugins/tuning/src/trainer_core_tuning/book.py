@@ -11,18 +11,27 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core import PluginError, SettingsError
+from trainer_core import PluginError, SettingsError, mask_text
 from trainer_core_tuning.objective import Metrics
+from trainer_core_tuning.proposal import Proposal, proposal_of
 from trainer_core_tuning.proposers import pruner_for, sampler_for
 from trainer_core_tuning.report import Report
 from trainer_core_tuning.results import BestRun, best_run, in_words, objectives_in_words
-from trainer_core_tuning.space import changes, run_name, settings_of
 from trainer_core_tuning.storage import opened, shown
-from trainer_core_tuning.trials import COUNTS, REDOES, again_of, as_json, begun, best_trials, counts, in_numbers, waiting
+from trainer_core_tuning.trials import (
+    COUNTS,
+    REDOES,
+    again_of,
+    as_json,
+    begun,
+    best_trials,
+    counts,
+    in_numbers,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -35,23 +44,6 @@ logger = logging.getLogger("trainer_core.tuning")
 
 EXHAUSTED: Final = "exhausted"
 """Attribute of a search whose sampler has nothing more to propose: the sampler."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A trial that is to be run.
-
-    Attributes:
-        number: of the trial.
-        run: name of its run, and of its folder.
-        settings: names of `TrainingArguments` with values.
-        params: what was suggested so far.
-    """
-
-    number: int
-    run: str
-    settings: dict[str, Any]
-    params: dict[str, Any]
 
 
 class Book:
@@ -132,10 +124,12 @@ class Book:
         earlier = begun(self.study)
         self.trial = self.study.ask()
         try:
-            return self._proposal(self.trial, earlier)
+            proposal = proposal_of(self.wishes, self.trial, earlier if self._is_first else [], self.report.folder)
         except BaseException as error:
             self.fail(f"{type(error).__name__}: {error}", counts=False)
             raise
+        self._is_first = False
+        return proposal
 
     def judge(self, step: int, metrics: Metrics) -> str | None:
         """Reports an evaluation of the trial that trains; says why it is to end, None where it goes on."""
@@ -183,6 +177,7 @@ class Book:
         trials = self.study.get_trials(deepcopy=False)
         if trials[self.trial.number].state.is_finished():
             return
+        why = mask_text(why)
         self.trial.set_user_attr("why", why)
         self.trial.set_user_attr(COUNTS, counts)
         if again:
@@ -236,24 +231,6 @@ class Book:
     def _exhausted(self) -> None:
         """Keeps that the sampler has proposed all there is."""
         self.study.set_user_attr(EXHAUSTED, self.sampler_name)
-
-    def _proposal(self, trial: Trial, earlier: list[FrozenTrial]) -> Proposal:
-        """Asks the user's functions what a trial is."""
-        others = [one for one in earlier if one.params]
-        try:
-            settings = settings_of(self.wishes.space, trial)
-        except ValueError as error:
-            if self._is_first and others:
-                error.add_note("the study's earlier trials may have had another space: then use another study_name")
-            raise
-        if self._is_first and others:
-            for change in changes(trial, others):
-                logger.warning("hp_space: differs from that of earlier trials, which still count: %s.", change)
-        self._is_first = False
-        run = run_name(self.wishes.name, trial, self.report.folder)
-        for name, value in (("run", run), ("settings", as_json(settings)), ("space", list(trial.params))):
-            trial.set_user_attr(name, value)
-        return Proposal(trial.number, run, settings, dict(trial.params))
 
     def _best_in_words(self) -> str:
         found = best_trials(self.study)

@@ -63,7 +63,14 @@ class Report:
             return
         from trainer_core_tuning.plot import draw
 
-        draw(study, path)
+        try:
+            draw(study, path)
+        except OSError:
+            raise
+        except Exception as error:  # a picture is not worth the result of a search
+            logger.warning(
+                "%s: cannot be drawn, got %s: %s. Set tuning={'plot': None}.", path, type(error).__name__, error
+            )
 
     @cached_property
     def _console(self) -> Console:

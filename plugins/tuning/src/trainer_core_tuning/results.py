@@ -77,7 +77,7 @@ def table_of(trials: Sequence[FrozenTrial], best: Sequence[int]) -> Table:
     names = _parameters(trials)
     table = Table(title="trials", title_justify="left", caption="* best", caption_justify="left")
     for column in ("trial", "state", "objective", "seconds", *names):
-        table.add_column(column, justify="left" if column == "state" else "right")
+        table.add_column(column, justify="left" if column == "state" else "right", overflow="fold")
     for trial in trials:
         is_best = trial.number in best
         number = f"* {trial.number}" if is_best else str(trial.number)

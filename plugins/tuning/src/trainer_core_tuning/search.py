@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_core import owned
-from trainer_core_tuning.book import Book, Proposal
+from trainer_core_tuning.book import Book
+from trainer_core_tuning.proposal import Proposal
 from trainer_core_tuning.report import Report
 from trainer_core_tuning.results import BestRun, in_words
 from trainer_core_tuning.sharing import SharedTrial, on_main

@@ -16,7 +16,11 @@ T = TypeVar("T")
 
 
 def on_main(trainer: Trainer, work: Callable[[], T]) -> T:
-    """Gives on every rank what `work` gives on the main rank; where it fails, it fails on every rank."""
+    """Gives on every rank what `work` gives on the main rank; where it fails, it fails on every rank.
+
+    Raises:
+        DistributedError: it failed on the main rank; there its own error is raised.
+    """
     ranks = trainer.ranks
     if ranks.world_size == 1:
         return work()

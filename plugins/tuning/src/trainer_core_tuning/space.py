@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from trainer_core import SettingsError
@@ -56,25 +55,3 @@ def changes(trial: Trial, earlier: Sequence[FrozenTrial]) -> Iterator[str]:
     spaces = [set(one.user_attrs["space"]) for one in earlier if "space" in one.user_attrs]
     if spaces:
         yield from (f"{name} is gone" for name in sorted(set.intersection(*spaces) - now.keys()))
-
-
-def run_name(name: Callable[[Any], str] | None, trial: Trial, folder: Path) -> str:
-    """Gives the name of a trial's run, whose folder in `folder` is new.
-
-    Raises:
-        SettingsError: `name` gives no name of a folder, or the folder is another search's.
-    """
-    run = f"run-{trial.number}" if name is None else name(trial)
-    if not isinstance(run, str) or not run or PurePath(run).name != run or run in {".", ".."}:
-        problem = f"hp_name: must return the name of a folder, got {run!r}."
-        raise SettingsError([f"{problem} Return for example f'run-{{trial.number}}'."])
-    if name is not None and _is_taken(folder / run):
-        run = f"{run}-{trial.number}"
-    if _is_taken(folder / run):
-        problem = f"output_dir: the folder {folder / run} is there already, from another search."
-        raise SettingsError([f"{problem} Use a new output_dir, remove it, or name the runs with hp_name."])
-    return run
-
-
-def _is_taken(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

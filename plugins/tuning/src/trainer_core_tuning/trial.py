@@ -12,7 +12,7 @@ from trainer_core_tuning.sharing import on_main
 
 if TYPE_CHECKING:
     from trainer_core import Trainer, TrainingArguments
-    from trainer_core_tuning.book import Proposal
+    from trainer_core_tuning.proposal import Proposal
 
 
 class Watch:
