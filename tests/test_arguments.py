@@ -236,7 +236,7 @@ def test_a_section_that_is_off_by_default_can_be_turned_on(on):
 
 def test_a_section_of_a_wrong_kind_is_a_mistake():
     assert mistakes(rows=3) == [
-        "rows: must be a mapping, a Rows, True or None, got 3 (from keyword). None turns the plugin off."
+        "rows: must be a mapping, an instance of Rows, True or None, got 3 (from keyword). None turns the plugin off."
     ]
 
 

@@ -306,10 +306,13 @@ def test_the_display_is_closed_though_another_teardown_fails(run, capsys):
     assert "trainer_core console" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_the_guides_name_asks_for_plain_lines(tmp_path):
-    args = TrainingArguments(tmp_path, block_plugins=["logging", "checkpointing"], disable_tqdm=True)
-    assert args.section("console").disable_tqdm is True
-    assert Console(args.section("console"))._mode() == "plain"
+@pytest.mark.parametrize(("disabled", "mode"), [(True, "plain"), (False, "terminal"), (None, "terminal")])
+def test_the_guides_name_asks_for_plain_lines_on_a_terminal(tmp_path, monkeypatch, disabled, mode):
+    monkeypatch.setattr(sys, "stdout", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    args = TrainingArguments(tmp_path, block_plugins=["logging", "checkpointing"], disable_tqdm=disabled)
+    assert args.section("console").disable_tqdm is disabled
+    assert Console(args.section("console"))._mode() == mode
 
 
 def test_a_terminal_and_no_bar_contradict_each_other(tmp_path):

@@ -240,7 +240,7 @@ def test_a_group_or_a_section_can_be_json_in_the_environment(monkeypatch):
 def test_text_that_is_no_section_is_a_mistake(monkeypatch):
     monkeypatch.setenv("TRAINER_CORE_ROWS", "often")
     assert mistakes(TrainingArguments) == [
-        "rows: must be a mapping, a Rows, True or None, got 'often' (from environment TRAINER_CORE_ROWS). "
+        "rows: must be a mapping, an instance of Rows, True or None, got 'often' (from environment TRAINER_CORE_ROWS). "
         "None turns the plugin off."
     ]
 

@@ -103,8 +103,8 @@ def _agree_on_group(args: TrainingArguments) -> None:
     backend = torch.distributed.get_backend()
     if args.ddp_backend not in (None, backend):
         raise DistributedError(
-            f"ddp_backend: the ranks talk through {backend!r}, got {args.ddp_backend!r}. Leave it out; or name one that "
-            f"suits the device, and make no Accelerator before the trainer."
+            f"ddp_backend: the ranks talk through {backend!r}, got {args.ddp_backend!r}. Leave it out; or name one "
+            f"that suits the device, and make no Accelerator before the trainer."
         )
     if args.sources["ddp_timeout"] != DEFAULT:
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=args.ddp_timeout))

@@ -232,7 +232,7 @@ class _Reader:
         elif isinstance(value, Mapping):
             yield from self._fields(name, value, given)
         else:
-            what = f"must be a mapping, a {expected.__name__}, True or None"
+            what = f"must be a mapping, an instance of {expected.__name__}, True or None"
             yield problem(entry.spelled, what, entry, "None turns the plugin off.")
 
     def _fields(self, name: str, values: Mapping[str, object], entry: Given) -> Iterator[Step]:

@@ -79,6 +79,20 @@ def test_a_stopped_run_is_finished(make, end, case):
     assert all(weights[name].equal(value) for name, value in again.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("rule", "larger"),
+    [
+        ({"early_stopping_patience": 2}, {"early_stopping_patience": 9}),
+        ({"stop_at": {"max_samples": 15}}, {"stop_at": {"max_samples": 10_000}}),
+        ({"stop_at": {"at_least": 0.7}}, {"stop_at": {"at_least": 0.99}}),
+        ({"stop_at": {"max_samples": 15}}, {}),
+    ],
+)
+def test_a_stopped_run_stays_finished_with_a_larger_budget(make, end, rule, larger):
+    expected = end(make(SCORES, **rule))
+    assert end(make(SCORES, **larger), resume_from_checkpoint=True) == expected
+
+
 def test_a_run_that_another_stopped_keeps_its_reason(make, end):
     options = {"early_stopping_patience": 3, "stop_at": {"max_samples": 8}}
     expected = end(make([0.5], folder="a", **options))

@@ -130,10 +130,7 @@ def test_evaluations_stand_in_a_table_with_the_training_loss_before_each(tmp_pat
 
 def test_the_results_are_those_of_the_best_model_when_it_was_loaded(tmp_path):
     options = {"load_best_model_at_end": True, "save_strategy": "epoch", "metric_for_best_model": "accuracy"}
-    rehearsed = 0.9  # metrics are asked for once before training, to know their names
-    trainer = trained(
-        tmp_path / "first", metrics=Measure(rehearsed, 0.75, 0.25, 0.6), greater_is_better=True, **options
-    )
+    trainer = trained(tmp_path / "first", metrics=Measure(0.75, 0.25, 0.6), greater_is_better=True, **options)
     results = results_of(trainer)
     assert (results.final["accuracy"], results.where) == (0.75, "at step 6, the best one, whose weights these are")
     trainer.evaluate()

@@ -104,17 +104,6 @@ def test_an_error_of_our_own_is_not_transient():
     assert in_words(ValueError()) == "ValueError"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.25, "0.25 s"), (59.6, "1 min"), (90, "2 min"), (900, "15 min"), (3599, "1 h"), (5400, "1 h 30 min"),
-        (7200, "2 h"), (86_400, "24 h"), (200_000, "2.3 days"), (float("inf"), "inf days"),
-    ],
-)  # fmt: skip
-def test_a_duration_is_told_in_units_that_a_reader_counts_in(seconds, words):
-    assert duration(seconds) == words
-
-
 def test_no_token_is_told(hub):
     error = raised(hub_api("hf_wrong").whoami)
     assert isinstance(error, HfHubHTTPError)

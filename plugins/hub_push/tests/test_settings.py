@@ -210,7 +210,9 @@ def test_a_blank_token_is_none():
     assert TrainingArguments("runs/first", hub_token=" \n").hub_token is None
 
 
-@pytest.mark.parametrize("token", ["hf_mar ked", "hf_mar\nked", "hf_mar\x00ked", "hf_m\u00e4rked", "hf_marked\u200b", "\x7fhf"])
+@pytest.mark.parametrize(
+    "token", ["hf_mar ked", "hf_mar\nked", "hf_mar\x00ked", "hf_m\u00e4rked", "hf_marked\u200b", "\x7fhf"]
+)
 @pytest.mark.parametrize("name", ["hub_token", "hub_push.token"])
 def test_a_token_that_can_be_none_is_refused_and_not_shown(name, token):
     assert problems(**{name: token}) == [
@@ -219,10 +221,13 @@ def test_a_token_that_can_be_none_is_refused_and_not_shown(name, token):
     ]
 
 
-@pytest.mark.parametrize("revision", ["", "a b", "a..b", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a.", "-a", "a:b", "@", "a\n"])
+@pytest.mark.parametrize(
+    "revision", ["", "a b", "a..b", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a.", "-a", "a:b", "@", "a\n"]
+)
 def test_a_branch_that_can_be_none_is_refused(revision):
     assert problems(hub_revision=revision) == [
-        f"hub_revision: is no name of a branch, got {revision!r} (from keyword). Write it as git takes it, such as 'main'."
+        f"hub_revision: is no name of a branch, got {revision!r} (from keyword). "
+        "Write it as git takes it, such as 'main'."
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from trainer_core import PluginError
 from trainer_core_hub_push.client import hub_api
 from trainer_core_hub_push.outbox import Outbox, Push
-from trainer_core_hub_push.patience import Patience
+from trainer_core_hub_push.patience import Patience, duration, too_long
 from trainer_core_hub_push.uploading import Uploader
 
 REPO = "user/first"
@@ -142,9 +142,7 @@ def test_a_wait_that_is_too_long_pauses_and_is_said(hub, uploader, outbox, queue
     assert hub.count("POST", r"/commit/") == 1
     why = "This error was asked for; the Hub asks to wait 1 h 30 min, longer than the 15 min that are waited at most"
     assert uploader.account.last_error == f"HfHubHTTPError 429: {why}"
-    assert caplog.messages == [
-        f"'push 0': was not pushed, {uploader.account.last_error}. It stays in {outbox.folder}."
-    ]
+    assert caplog.messages == [f"'push 0': was not pushed, {uploader.account.last_error}. It stays in {outbox.folder}."]
     with pytest.raises(PluginError, match="the Hub asks to wait 1 h 30 min"):
         future.result(0)
     finish(uploader)
@@ -153,7 +151,7 @@ def test_a_wait_that_is_too_long_pauses_and_is_said(hub, uploader, outbox, queue
 
 @pytest.mark.parametrize(("asked", "is_waited"), [(None, True), (0.1, True), (900.0, True), (900.1, False)])
 def test_the_hub_is_waited_for_a_quarter_of_an_hour_at_most(asked, is_waited):
-    assert QUICK.bears(asked) is is_waited
+    assert (too_long(asked) == "") is is_waited
 
 
 def test_what_fails_too_often_stays_and_goes_with_the_next_push(hub, outbox, queue, caplog):
@@ -311,6 +309,17 @@ def test_waits_grow_and_are_bounded():
     assert patience.seconds(10_000, 0.5, None) == 7.5
     assert patience.seconds(1, 0.0, 30.0) == 30.0
     assert patience.seconds(1, 1.0, 0.1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.25, "0.25 s"), (59.6, "1 min"), (90, "2 min"), (900, "15 min"), (3599, "1 h"), (5400, "1 h 30 min"),
+        (7200, "2 h"), (86_400, "24 h"), (200_000, "2.3 days"), (float("inf"), "inf days"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_told_in_units_that_a_reader_counts_in(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_pushing_draws_no_random_number_of_the_run(hub, uploader, queue):

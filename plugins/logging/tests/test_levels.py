@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from trainer_core import TrainingArguments
 from trainer_core.testing import only
 from trainer_core_logging import Logging, LoggingSettings
 from trainer_core_logging.levels import Levels
@@ -44,7 +45,7 @@ def test_which_rank_is_a_main_one_follows_from_the_node_or_from_all(on_each_node
     class Trainer:
         ranks, state, is_main_rank = Ranks, State, is_main
 
-    plugin = Logging(LoggingSettings(on_each_node=on_each_node, level_replica="error"))
+    plugin = Logging(TrainingArguments(log_on_each_node=on_each_node, log_level_replica="error").logging)
     plugin._set_levels(Trainer)
     try:
         assert OURS.level == level

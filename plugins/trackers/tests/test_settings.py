@@ -113,6 +113,22 @@ def test_an_option_that_cannot_act_is_refused(options, problem):
     assert problems(**options) == [problem]
 
 
+@pytest.mark.parametrize("name", ["../../../evil", "a/../../b", "..", "/evil"])
+@pytest.mark.parametrize("options", [{}, {"logging_dir": "logs"}])
+def test_a_name_that_leads_out_of_tensorboards_folder_is_refused(name, options):
+    base = options.get("logging_dir", "runs/runs")
+    told = f"run_name: is a folder of TensorBoard in {base!r}, and must lie there, got {name!r} (from keyword). "
+    remedy = "Leave '..' and a leading '/' out, or set logging_dir to have it elsewhere."
+    assert problems(report_to=["tensorboard", "wandb"], run_name=name, **options) == [told + remedy]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "name"), [("wandb", "../one"), ("tensorboard", "team/one"), ("tensorboard", "a..b")]
+)
+def test_a_name_that_leads_nowhere_else_is_taken(tracker, name):
+    assert TrainingArguments("runs", report_to=tracker, run_name=name).run_name == name
+
+
 @pytest.mark.parametrize(
     "options",
     [

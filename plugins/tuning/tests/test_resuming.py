@@ -33,7 +33,7 @@ def values(study, *states):
     return [(one.params, one.values) for one in study.trials if one.state.name in states]
 
 
-def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(small, space, study, capsys, tmp_path):
+def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(small, space, study, rows, capsys, tmp_path):
     script = Path(__file__).with_name("killed_script.py")
     done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -43,6 +43,7 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(small, space, st
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert (trials[3].params, trials[3].user_attrs["redoes"]) == (trials[2].params, 2)
     assert "trial 2: was cut short when its process ended, and is done again" in capsys.readouterr().out
+    assert [row["why"] for row in rows()] == ["", "", "its process ended", "", ""]
 
     whole = small(output_dir=tmp_path / "whole", tuning=STARTUP).hyperparameter_search(space, n_trials=4)
     url = f"sqlite:///{tmp_path}/whole/tuning.db"

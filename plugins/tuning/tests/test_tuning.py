@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import trainer_core
-from trainer_core import DataError, PluginError, SettingsError, Signal, Trainer, TrainerCallback
+from trainer_core import DataError, ModelError, PluginError, SettingsError, Signal, Trainer, TrainerCallback
 from trainer_core.testing import PluginConformance, TinyModel, tiny_dataset
 from trainer_core_tuning import BestRun, Tuning
 
@@ -106,6 +106,28 @@ def test_runs_are_named_by_hp_name_and_never_share_a_folder(small, space, study,
     small().hyperparameter_search(space, n_trials=2, hp_name=lambda trial: "bold")
     assert [trial.user_attrs["run"] for trial in study().trials] == ["bold", "bold-1"]
     assert {"bold", "bold-1"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "names"),
+    [
+        ({"run_name": "mine"}, {}, ["mine-run-0", "mine-run-1"]),
+        ({"run_name": "mine"}, {"run_name": "other"}, ["other", "other"]),
+        ({"run_name": "mine"}, {"report_to": "none"}, [None, None]),
+        ({}, {}, [None, None]),
+    ],
+)
+def test_trackers_are_told_a_name_a_trial(options, settings, names, small):
+    seen = []
+
+    class Probe:
+        def on_train_begin(self, trainer):
+            seen.append(trainer.args.run_name)
+
+    options = {"report_to": "tensorboard", "max_steps": 1, **options}
+    trainer = small(installed=["trackers"], given={"plugins": [Probe()]}, **options)
+    trainer.hyperparameter_search(lambda trial: settings, n_trials=2)
+    assert (seen, trainer.args.run_name) == (names, options.get("run_name"))
 
 
 def test_the_state_of_a_run_names_its_trial(small, space, study):
@@ -271,6 +293,42 @@ def test_a_wrong_setting_is_refused_before_anything_is_trained(settings, told, s
         small().hyperparameter_search(lambda trial: settings, n_trials=3)
     assert states() == ["FAIL"]
     assert not (tmp_path / "out" / "run-0").exists()
+
+
+@pytest.mark.parametrize("settings", [{"push_to_hub": True}, {"hub_push": {"push": True}}])
+def test_a_trial_that_would_be_pushed_is_refused_before_it_trains(settings, small, states, tmp_path):
+    trainer = small(installed=["hub_push"])
+    with pytest.raises(SettingsError, match=r"hyperparameter_search: push_to_hub=True would push every trial. Set"):
+        trainer.hyperparameter_search(lambda trial: settings | {"hub_strategy": "end"}, n_trials=3)
+    assert states() == ["FAIL"]
+    assert not (tmp_path / "out" / "run-0").exists()
+
+
+def test_a_model_init_that_gives_one_model_again_is_refused(small, space, states):
+    model, trained = TinyModel(), []
+
+    class Probe:
+        def on_step_end(self, trainer):
+            trained.append(trainer.state.trial_name)
+
+    def model_init(trial):
+        return TinyModel() if trial is None else model
+
+    trainer = small(given={"model_init": model_init, "plugins": [Probe()]}, max_steps=1)
+    with pytest.raises(ModelError) as caught:
+        trainer.hyperparameter_search(space, n_trials=3)
+    told = "model_init: must make a new model each time, got a TinyModel in trial 1 that it has given before. "
+    assert str(caught.value) == f"{told}Make the model in model_init."
+    assert (states(), trained) == (["COMPLETE", "FAIL"], ["run-0"])
+
+
+def test_a_model_init_that_gives_the_callers_model_is_refused_in_the_first_trial(small, space, states):
+    model = TinyModel()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ModelError, match="model_init: must make a new model each time, got a TinyModel in trial 0"):
+        small(given={"model_init": lambda: model}).hyperparameter_search(space, n_trials=3)
+    assert states() == ["FAIL"]
+    assert all(before[name].equal(value) for name, value in model.state_dict().items())
 
 
 def test_the_note_of_a_wrong_setting_names_the_trial(small):

@@ -87,6 +87,14 @@ def test_a_search_without_evaluation_data_is_refused(small):
         small(given={"eval_dataset": None}, eval_strategy="no").hyperparameter_search()
 
 
+def test_a_search_that_would_push_every_trial_is_refused(small, tmp_path):
+    with pytest.raises(SettingsError) as caught:
+        small(installed=["hub_push"], push_to_hub=True, hub_strategy="end").hyperparameter_search()
+    told = "hyperparameter_search: push_to_hub=True would push every trial. "
+    assert caught.value.problems == [f"{told}Set push_to_hub=False and push the best run's model afterwards."]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tuning.db"]
+
+
 def test_arguments_go_before_settings(small):
     trainer = small(tuning={"timeout_seconds": 5.0, "study_name": "mine", "catch": ["MemoryError"]})
     section = trainer.args.tuning

@@ -245,4 +245,9 @@ def _table(results: Results) -> str:
         return ""
     head = list(results.columns)
     lines = [head, [":---:" for _ in head], *(results.cells(row) for row in results.rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Gives a text that neither ends its cell nor its line: names of metrics are the user's."""
+    return " ".join(text.split()).replace("|", r"\|")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 _HALF: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO: Final = re.compile(rf"{_HALF}/{_HALF}")
-_TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT: Final = frozenset({408, 409, 429})
+"""Too late, in conflict with what goes on at the same time, too often; all from 500 on are as well."""
+_SERVER: Final = 500
 _MASK: Final = "***"
 
 
@@ -61,7 +63,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may go well later: the Hub was not reached, cut off, busy or out of order."""
     status = status_of(error)
     if status is not None:
-        return status in _TRANSIENT
+        return status in _TRANSIENT or status >= _SERVER
     return any(isinstance(one, (ConnectionError, TimeoutError)) or _is_of_transport(one) for one in _chain(error))
 
 
@@ -81,11 +83,11 @@ def retry_after(error: BaseException) -> float | None:
 
 
 def in_words(error: BaseException, *secrets: str | None) -> str:
-    """Gives an error in one line, with `secrets` and whatever looks like a token masked."""
+    """Gives an error in one line without its full stop, with `secrets` and whatever looks like a token masked."""
     said = getattr(error, "server_message", None) or str(error).strip().partition("\n\n")[2] or str(error)
     status = status_of(error)
     cause = f"{type(error).__name__}{f' {status}' if status is not None else ''}"
-    return masked(f"{cause}: {' '.join(said.split())}".rstrip(": "), *secrets)
+    return masked(f"{cause}: {' '.join(said.split())}".rstrip(":. "), *secrets)
 
 
 def masked(text: str, *secrets: str | None) -> str:

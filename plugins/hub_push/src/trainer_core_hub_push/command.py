@@ -32,7 +32,7 @@ def push(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]
 def _push(given: argparse.Namespace) -> int:
     from trainer_core_hub_push.client import hub_api
     from trainer_core_hub_push.outbox import Outbox
-    from trainer_core_hub_push.repository import secret_of
+    from trainer_core_hub_push.repository import malformed, secret_of
 
     folder: Path = given.output_dir
     outbox = Outbox(folder)
@@ -41,8 +41,11 @@ def _push(given: argparse.Namespace) -> int:
     if not outbox.entries():
         print(f"{folder}: nothing is left to push.")
         return 0
-    if secret_of(hub_api()) is None:
+    secret = secret_of(hub_api())
+    if secret is None:
         return _refused(given, "there is no token. Set the variable HF_TOKEN, or log in with `hf auth login`.")
+    if problem := malformed(secret):
+        return _refused(given, problem)
     if not _is_free(outbox):
         return _refused(given, f"{outbox.folder}: is in use by process {outbox.owner}. Let it finish, or end it.")
     return _upload(given, outbox)

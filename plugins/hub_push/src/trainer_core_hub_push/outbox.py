@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -120,6 +121,8 @@ class Outbox:
 
     def __init__(self, output_dir: Path) -> None:
         self.folder = output_dir / NAME
+        self._said_damaged: set[Path] = set()
+        self._saying = threading.Lock()  # run and thread both look
 
     def entries(self) -> list[Entry]:
         """Gives the complete entries, oldest first."""
@@ -221,8 +224,20 @@ class Outbox:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning("%s: is damaged and passed over, %s: %s. Delete it.", folder, type(error).__name__, error)
+            self._say_damaged(folder, error)
             return None
+
+    def _say_damaged(self, folder: Path, error: Exception) -> None:
+        with self._saying:
+            if folder in self._said_damaged:
+                return
+            self._said_damaged.add(folder)
+        logger.warning("%s: is damaged and passed over, %s: %s. Delete it.", folder, type(error).__name__, error)
+
+    def say_damage_again(self) -> None:
+        """Begins anew to say of each damaged entry once that it is; for a new run."""
+        with self._saying:
+            self._said_damaged.clear()
 
 
 def files_in(folder: Path) -> list[str]:

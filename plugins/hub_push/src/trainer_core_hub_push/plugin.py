@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trainer_core import Phase, hookimpl
 from trainer_core_hub_push import content
+from trainer_core_hub_push.checks import checked_options
 from trainer_core_hub_push.client import in_words
 from trainer_core_hub_push.settings import HubPushSettings
 
@@ -122,11 +123,12 @@ class HubPush:
         """Pushes the model and its card, from the main rank; `options` may hold `token`, `revision`, `private`."""
         from trainer_core_hub_push.pusher import send_folder
 
+        of_card = checked_options(commit_message, options)  # on every rank, so that all of them raise
+        token = of_card.pop("token")
         if not trainer.is_main_rank:
             _save_with_main(trainer)
             return None
-        pusher, of_card = self._pusher_of(trainer), dict(options)
-        token = of_card.pop("token", None)
+        pusher = self._pusher_of(trainer)
         push = _changed(content.push_of_model(trainer, self.settings, commit_message), of_card)
         if token is not None:
             push = replace(push, key="")  # it may go to another owner's

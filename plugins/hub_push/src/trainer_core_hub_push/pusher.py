@@ -55,6 +55,7 @@ class Pusher:
         """Begins the account of a run, and goes on with what an earlier one left."""
         account = self.uploader.account
         self._before, self.not_queued = (account.done, account.replaced), []
+        self.outbox.say_damage_again()
         if not self.uploader.is_active:
             self.outbox.tidy(staging=True)
         if left := self.outbox.entries():
@@ -65,7 +66,7 @@ class Pusher:
         """Says why the Hub will not take a push; empty where it will, or is not reached, which is said."""
         api = hub_api(token or self.settings.plain_token)
         try:
-            return _within(CHECK_SECONDS, lambda: repository.refusal(api, push))
+            return _within(CHECK_SECONDS, lambda: repository.refusal(api, push, self.uploader.said_public))
         except Exception as error:
             told = in_words(error, repository.secret_of(api))
             logger.warning("the Hub cannot be asked, %s. Pushes are queued and tried again.", told)

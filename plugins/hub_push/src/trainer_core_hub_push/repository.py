@@ -7,17 +7,21 @@ the mark of its entry, so that one that is there is found when the head has move
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
+from trainer_core_hub_push import checks
 from trainer_core_hub_push.client import in_words, is_transient, status_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
     from trainer_core_hub_push.outbox import Entry, Push
+
+logger = logging.getLogger("trainer_core.hub_push")
 
 RACES: Final = 5
 """How often a commit is built anew because somebody else committed in between."""
@@ -27,22 +31,30 @@ _PROBE: Final = "README.md"
 """A file that is asked for permission to upload, and not uploaded."""
 
 
-def refusal(api: HfApi, push: Push) -> str:
+def refusal(api: HfApi, push: Push, said: set[str] | None = None) -> str:
     """Says in a sentence why the Hub will not take a push; empty where it will. Makes the repository.
+
+    Args:
+        api: the client to ask with.
+        push: what is to be pushed.
+        said: as for `prepare`.
 
     Raises:
         Exception: the Hub was not reached, or is out of order.
     """
-    if secret_of(api) is None:
+    secret = secret_of(api)
+    if secret is None:
         return (
             "hub_token: is needed to push, got None. "
             "Set hub_token or the variable HF_TOKEN, or log in with `hf auth login`."
         )
+    if problem := malformed(secret):
+        return problem
     try:
         role = api.whoami()["auth"]["accessToken"]["role"]
         if role == "read":
             return "hub_token: may only read from the Hub, got a token of role 'read'. Make one that may write."
-        _check_may_write(api, prepare(api, push), push)
+        _check_may_write(api, prepare(api, push, said), push)
     except Exception as error:
         if is_transient(error):
             raise
@@ -60,12 +72,38 @@ def secret_of(api: HfApi) -> str | None:
     return api.token if isinstance(api.token, str) else get_token()
 
 
-def prepare(api: HfApi, push: Push) -> str:
-    """Makes repository and branch where they are missing, and gives the repository's whole id."""
+def malformed(secret: str) -> str:
+    """Says in a sentence that a token of the environment or the login can be none; empty where it can."""
+    if checks.is_token(secret):
+        return ""
+    return f"hub_token: {checks.MALFORMED}, got that of HF_TOKEN or the login. {checks.COPY_AGAIN}"
+
+
+def prepare(api: HfApi, push: Push, said: set[str] | None = None) -> str:
+    """Makes repository and branch where they are missing, and gives the repository's whole id.
+
+    Args:
+        api: the client to ask with.
+        push: where it goes.
+        said: public repositories that were to be private and of which that was said; one that is found is added.
+    """
     repo: str = api.create_repo(push.repo, private=push.private, exist_ok=True).repo_id
+    if push.private:
+        _say_public(api, repo, set() if said is None else said)
     if push.revision is not None:
         api.create_branch(repo, branch=push.revision, exist_ok=True)
     return repo
+
+
+def _say_public(api: HfApi, repo: str, said: set[str]) -> None:
+    if repo in said or api.repo_info(repo).private is not False:
+        return
+    said.add(repo)
+    logger.warning(
+        "%s: is public already and stays so, private=True holds for a repository that is made. Change it at %s.",
+        repo,
+        f"{api.endpoint}/{repo}/settings",
+    )
 
 
 def _check_may_write(api: HfApi, repo: str, push: Push) -> None:

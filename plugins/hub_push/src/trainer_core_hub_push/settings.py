@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from pydantic import Field, SecretStr, field_validator
 
 from trainer_core import Section
+from trainer_core_hub_push import checks
 
 if TYPE_CHECKING:
     from trainer_core import TrainingArguments
@@ -59,7 +60,7 @@ class HubPushSettings(Section):
     """Token of the Hub; None for HF_TOKEN or that of the login."""
     private_repo: bool | None = None
     """Whether a repository that is made is private; None for what its owner has set as default."""
-    revision: str | None = Field(None, min_length=1)
+    revision: str | None = None
     """Branch to push to, made where it is missing; None for the repository's main one."""
     always_push: bool = False
     """Whether a push is made although a newer one that replaces it is queued already."""
@@ -87,6 +88,22 @@ class HubPushSettings(Section):
         if value is not None and not OWNER.fullmatch(value):
             raise ValueError("is no name of an owner. Write letters, digits and . _ -.")
         return value
+
+    @field_validator("revision")
+    @classmethod
+    def _is_branch(cls, value: str | None) -> str | None:
+        if value is not None and not checks.is_branch(value):
+            raise ValueError(f"{checks.NO_BRANCH}. {checks.AS_GIT}")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _is_token(cls, value: SecretStr | None) -> SecretStr | None:
+        """Takes away the blanks around it, as they come with a file or a paste; nothing but blanks is none."""
+        stripped = "" if value is None else value.get_secret_value().strip()
+        if stripped and not checks.is_token(stripped):
+            raise ValueError(f"{checks.MALFORMED}. {checks.COPY_AGAIN}")
+        return SecretStr(stripped) if stripped else None
 
     @field_validator("token")
     @classmethod

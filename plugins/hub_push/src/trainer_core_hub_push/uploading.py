@@ -3,7 +3,8 @@
     begin      a thread is there while there is something to push, and no longer
     replace    an entry that a newer one replaces is taken out instead
     retry      a passing failure is waited out, twice as long each time and as long as the Hub asks
-    pause      after so many of them in a row, or when the Hub refuses the token, until the next `begin`
+    pause      after so many of them in a row, or when the Hub refuses the token or asks for too long a wait, until the
+               next `begin`
     set aside  an entry that is refused itself lets the others go on; it is tried again after the next `begin`
 
 Whatever is not pushed stays in the outbox. Others wait for it in `wait` and for a `Future` alone.
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from trainer_core import PluginError
 from trainer_core_hub_push import repository
 from trainer_core_hub_push.client import in_words, is_transient, retry_after, status_of
-from trainer_core_hub_push.patience import Patience
+from trainer_core_hub_push.patience import Patience, duration, too_long
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -88,6 +89,7 @@ class Uploader:
         self.patience = patience
         self.say = say
         self.account = Account()
+        self.said_public: set[str] = set()
         self._changed = threading.Condition()
         self._state = _State()
         self._futures: dict[str, list[Future[CommitInfo | None]]] = {}
@@ -177,19 +179,17 @@ class Uploader:
             return None
 
     def _turn(self) -> Entry | None:
-        """Gives the oldest entry that is to be pushed, and takes out those that newer ones replace."""
-        state = self._state
-        if state.is_stopping or state.is_paused:
-            return None
+        """Gives the oldest entry that is to be pushed, and takes out those that newer ones replace, paused or not."""
+        state, turn = self._state, None
         entries = self.outbox.entries()
         newest = {entry.push.target: entry for entry in entries if entry.push.key}
         for entry in entries:
             newer = newest.get(entry.push.target, entry)
             if newer is not entry:
                 self._replace(entry, newer)
-            elif entry.id not in state.set_aside:
-                return entry
-        return None
+            elif turn is None and entry.id not in state.set_aside:
+                turn = entry
+        return None if state.is_stopping or state.is_paused else turn
 
     def _replace(self, entry: Entry, newer: Entry) -> None:
         self.outbox.remove(entry)
@@ -222,12 +222,15 @@ class Uploader:
     def _send(self, api: HfApi, entry: Entry) -> CommitInfo:
         place = repository.secret_of(api), entry.push.repo, entry.push.revision  # whose token it is names the owner
         if place not in self._repositories:
-            self._repositories[place] = repository.prepare(api, entry.push)
+            self._repositories[place] = repository.prepare(api, entry.push, self.said_public)
         return repository.send(api, self._repositories[place], entry)
 
     def _failed(self, entry: Entry, error: Exception, told: str) -> None:
         """Waits, sets the entry aside, or pauses."""
         message, folder = entry.push.message, self.outbox.folder
+        asked = retry_after(error) if is_transient(error) else None
+        if too_much := too_long(asked):
+            told = f"{told}; {too_much}"
         self.account.last_error = told
         with self._changed:
             state = self._state
@@ -237,14 +240,18 @@ class Uploader:
                 logger.warning("%r: was refused, %s. It stays in %s.", message, told, folder)
                 return
             state.failures += 1
+            if too_much:
+                state.is_paused = True
+                logger.warning("%r: was not pushed, %s. It stays in %s.", message, told, folder)
+                return
             if state.failures > self.patience.retries:
                 state.is_paused = True
                 tries = f"{state.failures} tries"
                 logger.warning("%r: was not pushed in %s, %s. It stays in %s.", message, tries, told, folder)
                 return
-            seconds = self.patience.seconds(state.failures, self._random.random(), retry_after(error))
+            seconds = self.patience.seconds(state.failures, self._random.random(), asked)
             state.not_before = monotonic() + seconds
-        logger.warning("%r: was not pushed, %s. The next try is in %.3g s.", message, told, seconds)
+        logger.warning("%r: was not pushed, %s. The next try is in %s.", message, told, duration(seconds))
 
     # Under the lock
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from trainer_core_trackers.reporter import Reporter, Run
 from trainer_core_trackers.rows import Scalar
-from trainer_core_trackers.settings import TrackersSettings
+from trainer_core_trackers.settings import TrackersSettings, tensorboard_base
 
 
 class TensorBoard(Reporter):
@@ -62,7 +62,7 @@ class TensorBoard(Reporter):
     def _new_folder(self) -> Path:
         """Gives a folder without a run in it."""
         settings = self.settings
-        base = Path(settings.logging_dir) if settings.logging_dir is not None else self._output_dir / "runs"
+        base = tensorboard_base(settings, self._output_dir)
         name = settings.run_name or ("" if settings.logging_dir is not None else _moment())
         candidates = (base / (f"{name or 'run'}-{number}" if number > 1 else name) for number in count(1))
         return next(folder for folder in candidates if not holds_events(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
@@ -97,7 +98,16 @@ class TrackersSettings(Section):
             what = f"holds the data of a Space, and there is none, got {self.trackio_bucket_id!r}"
             remedy = "Set trackio_space_id or trackio_static_space_id"
             yield f"trackio_bucket_id: {what}{_source(args, 'trackio_bucket_id')}. {remedy}."
+        yield from self._escape(args)
         yield from self._doubled_keywords()
+
+    def _escape(self, args: TrainingArguments) -> Iterator[str]:
+        """Gives what is wrong with a name that TensorBoard would take for a folder somewhere else."""
+        name = PurePath(self.run_name or "")
+        if "tensorboard" in self.names and (name.is_absolute() or ".." in name.parts):
+            what = f"is a folder of TensorBoard in {str(tensorboard_base(self, args.output_dir))!r}, and must lie there"
+            remedy = "Leave '..' and a leading '/' out, or set logging_dir to have it elsewhere"
+            yield f"run_name: {what}, got {self.run_name!r}{_source(args, 'run_name')}. {remedy}."
 
     def _doubled_keywords(self) -> Iterator[str]:
         for name, keywords in self.init_kwargs.items():
@@ -107,6 +117,11 @@ class TrackersSettings(Section):
             for option, keyword in options_of(name).items():
                 if keyword and keyword in keywords:
                     yield f"init_kwargs.{name}.{keyword}: is {option} by another name. Set {option} instead."
+
+
+def tensorboard_base(settings: TrackersSettings, output_dir: str | Path) -> Path:
+    """Gives the folder in which TensorBoard's runs lie."""
+    return Path(settings.logging_dir) if settings.logging_dir is not None else Path(output_dir) / "runs"
 
 
 def _source(args: TrainingArguments, option: str) -> str:

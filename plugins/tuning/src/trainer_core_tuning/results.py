@@ -7,11 +7,15 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.table import Table
+
+
+KILLED: Final = "its process ended"
+"""Why a trial failed that could not say so itself."""
 
 
 class BestRun(NamedTuple):
@@ -64,8 +68,9 @@ def write_table(path: Path, trials: Sequence[FrozenTrial], num_objectives: int) 
         values = trial.values if trial.values is not None else [""] * num_objectives
         given = [trial.params.get(name, "") for name in names]
         attrs = trial.user_attrs
+        why = attrs.get("why", KILLED if trial.state.name == "FAIL" else "")
         fixed = [trial.number, attrs.get("run", ""), trial.state.name]
-        rows.writerow([*fixed, *values, seconds_of(trial), *given, attrs.get("why", "")])
+        rows.writerow([*fixed, *values, seconds_of(trial), *given, why])
     replace(path, text.getvalue().encode())
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from trainer_core import owned
+from trainer_core import SettingsError, owned
 from trainer_core_tuning.book import Book
 from trainer_core_tuning.proposal import Proposal
 from trainer_core_tuning.report import Report
 from trainer_core_tuning.results import BestRun, in_words
 from trainer_core_tuning.sharing import SharedTrial, on_main
 from trainer_core_tuning.trial import Watch, run_trial
-from trainer_core_tuning.wishes import Wishes, read_wishes
+from trainer_core_tuning.wishes import PUSHED, Wishes, read_wishes
 
 if TYPE_CHECKING:
-    from trainer_core import Trainer
+    from trainer_core import Trainer, TrainingArguments
     from trainer_core_tuning.settings import TuningSettings
 
 
@@ -34,24 +35,24 @@ def search(trainer: Trainer, settings: TuningSettings, options: Mapping[str, Any
     """
     wishes = read_wishes(trainer, settings, options)
     folder = Path(trainer.args.output_dir)
+    models = [ref(trainer.model)]
     book = Book(wishes, settings, trainer.args.seed, Report(settings, folder))
     with owned(folder, trainer.ranks):
         try:
             on_main(trainer, book.open)
             while (proposal := on_main(trainer, book.propose)) is not None:
-                _try_out(trainer, book, wishes, proposal)
+                _try_out(trainer, book, wishes, Watch(proposal, book.judge, models))
             return on_main(trainer, book.best)
         finally:
             if trainer.is_main_rank:
                 book.close()
 
 
-def _try_out(trainer: Trainer, book: Book, wishes: Wishes, proposal: Proposal) -> None:
+def _try_out(trainer: Trainer, book: Book, wishes: Wishes, watch: Watch) -> None:
     """Runs one trial and accounts for what became of it, an error included."""
-    watch = Watch(proposal, book.judge)
-    folder = str(Path(trainer.args.output_dir) / proposal.run)
+    proposal = watch.proposal
     try:
-        args = trainer.args.replace(**{**proposal.settings, "output_dir": folder})
+        args = _args_of(trainer.args, proposal)
         try:
             metrics = run_trial(trainer, args, watch, _trial_of(trainer, book, proposal))
             _settle(trainer, book, watch, metrics)
@@ -65,6 +66,20 @@ def _try_out(trainer: Trainer, book: Book, wishes: Wishes, proposal: Proposal) -
         error.add_note(f"raised in trial {proposal.number} of the search, with {in_words(proposal.settings)}")
         error.add_note("the same call of hyperparameter_search goes on with the trials that are missing")
         raise
+
+
+def _args_of(given: TrainingArguments, proposal: Proposal) -> TrainingArguments:
+    """Gives the settings of a trial: a folder of its own, and a name of its own for trackers.
+
+    Raises:
+        SettingsError: they are wrong, or would push the trial.
+    """
+    args = given.replace(**{**proposal.settings, "output_dir": str(Path(given.output_dir) / proposal.run)})
+    if getattr(args, "push_to_hub", False):
+        raise SettingsError([f"hyperparameter_search: {PUSHED}"])
+    name = getattr(args, "run_name", None)
+    is_inherited = name is not None and name == getattr(given, "run_name", None)
+    return args.replace(run_name=f"{name}-{proposal.run}") if is_inherited else args
 
 
 def _settle(trainer: Trainer, book: Book, watch: Watch, metrics: dict[str, Any] | None) -> None:

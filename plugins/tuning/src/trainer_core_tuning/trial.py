@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
-from trainer_core import Phase, Signal, hookimpl, with_settings
+from trainer_core import ModelError, Phase, Signal, hookimpl, with_settings
 from trainer_core_tuning.objective import Metrics
 from trainer_core_tuning.sharing import on_main
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainer_core import Trainer, TrainingArguments
     from trainer_core_tuning.proposal import Proposal
 
@@ -21,13 +24,20 @@ class Watch:
     Args:
         proposal: the trial.
         judge: from step and metrics to why the run is to end, or None; asked on the main rank.
+        models: that were there before; the trial's comes to them.
     """
 
     name = "tuning_trial"
 
-    def __init__(self, proposal: Proposal, judge: Callable[[int, Metrics], str | None]) -> None:
+    def __init__(
+        self,
+        proposal: Proposal,
+        judge: Callable[[int, Metrics], str | None],
+        models: list[ReferenceType[nn.Module]],
+    ) -> None:
         self.proposal = proposal
         self.judge = judge
+        self.models = models
         self.metrics: dict[int, dict[str, Any]] = {}
         self.pruned_because: str | None = None
 
@@ -37,6 +47,19 @@ class Watch:
             state = trainer.state
             state.is_hyper_param_search = True
             state.trial_name, state.trial_params = self.proposal.run, dict(self.proposal.params)
+
+    @hookimpl(tryfirst=True)
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Refuses a model that is not new: it would go on from what an earlier trial has learnt.
+
+        Raises:
+            ModelError: `model_init` has given it before.
+        """
+        model = trainer.model
+        if any(known() is model for known in self.models):
+            told = f"got a {type(model).__name__} in trial {self.proposal.number} that it has given before"
+            raise ModelError(f"model_init: must make a new model each time, {told}. Make the model in model_init.")
+        self.models.append(ref(model))
 
     @hookimpl(trylast=True)
     def on_eval_end(self, trainer: Trainer, metrics: Mapping[str, Any]) -> None:

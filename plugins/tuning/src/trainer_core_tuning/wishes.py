@@ -32,6 +32,10 @@ FIXED: Final[Mapping[str, tuple[object, str]]] = {
 """Argument of Optuna's -> the one value that it has here, and why."""
 TAKEN: Final = ("storage", "study_name", "sampler", "pruner", "timeout", "catch")
 """Arguments of Optuna's that are taken, instead of the settings."""
+PUSHED: Final = (
+    "push_to_hub=True would push every trial. Set push_to_hub=False and push the best run's model afterwards."
+)
+"""Why neither the caller's settings nor a trial's may push."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def _problems_of_trainer(trainer: Trainer) -> Iterator[str]:
         yield "a run is on, and a hook asked for a search. Call it after train()."
     if trainer.model_init is None:
         yield "model_init: is needed, each trial trains a new model. Pass model_init=... to Trainer instead of model."
+    if getattr(trainer.args, "push_to_hub", False):
+        yield PUSHED
     overridden = trainer.overrides("get_eval_dataloader") or trainer.overrides("evaluate")
     if trainer.eval_dataset is None and not overridden:
         yield "eval_dataset: is needed, trials are compared by their evaluations. Pass one to Trainer."
