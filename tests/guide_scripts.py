@@ -28,7 +28,8 @@ class Saying:
 
 data = [{{"x": torch.ones(2)}} for _ in range(4)]
 Trainer(Line(), args, train_dataset=data, callbacks=[Saying]).train()
-print("level", args.get_process_log_level(), flush=True)
+sys.stdout.write(f"level {{args.get_process_log_level()}}\\n")  # in one piece: two processes write to one pipe
+sys.stdout.flush()
 """
 
 RUN_GLUE = """

@@ -6,6 +6,8 @@ not arrive there.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -218,7 +220,8 @@ def test_cached_memory_of_an_accelerator_is_released_every_so_many_steps(tmp_pat
         tmp_path, Classifier(), pairs(24), torch_empty_cache_steps=2, optim="sgd", dataloader_pin_memory=False
     )
     trainer.ranks.device = Elsewhere("cpu")
-    monkeypatch.setattr(torch.accelerator.memory, "empty_cache", lambda: released.append(trainer.state.global_step + 1))
+    module = SimpleNamespace(empty_cache=lambda: released.append(trainer.state.global_step + 1))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     trainer.train()
     assert released == [2, 4, 6]
 

@@ -194,7 +194,7 @@ class Stepper:
         for parameter in self.parameters:
             parameter.grad = None
         if self.empty_cache_steps and step % self.empty_cache_steps == 0:
-            torch.accelerator.memory.empty_cache()
+            torch.get_device_module(self.device).empty_cache()
         return None
 
     def weigh(self, window: Sequence[Any], *, is_padded: bool) -> list[Weight] | None:
@@ -257,7 +257,7 @@ class Stepper:
             self.parts *= 2
             self._set_random_states(random_states)
             if self.moves:
-                torch.accelerator.memory.empty_cache()
+                torch.get_device_module(self.device).empty_cache()
             logger.warning(
                 "step %d: out of memory; micro-batches are trained in %d parts from here on, with the same gradient "
                 "(auto_find_batch_size).",

@@ -130,7 +130,7 @@ def test_the_best_model_is_kept_and_loaded_although_no_save_was_due_with_it(smal
     trainer = small.trainer(
         tmp_path, Keeping(), metric_for_best_model="score", greater_is_better=True, **options, **EVALUATED
     )
-    trainer.compute_metrics = Scores(0.0, 0.1, 0.5, 0.3, 0.5, 0.4)
+    trainer.compute_metrics = Scores(0.1, 0.5, 0.3, 0.5, 0.4)
     trainer.train()
     assert steps(tmp_path) == [8, 18]
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.5, 8)
