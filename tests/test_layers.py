@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "trainer_core"
 LAYERS = [
     # settings, state and the table; no torch
-    "errors phases state cadence settings plan",
+    "errors files phases state cadence settings plan",
     # the declaration of hooks; data and optimizer; what a step is made of
     "hookspecs data optim activations best collection guard loss memory meter metrics modes ordering process ranks"
     " tally weights",

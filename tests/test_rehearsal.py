@@ -187,3 +187,14 @@ def test_metrics_are_rehearsed_once_for_a_plan_and_the_run(tmp_path):
     rehearsed = len(seen)
     trainer.train()
     assert (rehearsed, len(seen)) == (1, 2)
+
+
+def test_a_method_is_rehearsed_without_copying_what_it_belongs_to(tmp_path):
+    class Uncopyable:
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+        def accuracy(self, prediction):
+            return {"accuracy": 1.0}
+
+    assert "eval_accuracy" in metric_names(trainer_with(tmp_path, named_rows(4), Uncopyable().accuracy))

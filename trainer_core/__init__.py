@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from trainer_core.errors import TrainerCoreError as TrainerCoreError
     from trainer_core.errors import TransitionError as TransitionError
     from trainer_core.evaluate import PredictionOutput as PredictionOutput
+    from trainer_core.files import replace_file as replace_file
     from trainer_core.hookspecs import hookimpl as hookimpl
     from trainer_core.metrics import EvalPrediction as EvalPrediction
     from trainer_core.ownership import owned as owned
@@ -106,6 +107,7 @@ _HOMES: Final = {
     "missing_metric": "best",
     "owned": "ownership",
     "read_model": "weights",
+    "replace_file": "files",
     "with_settings": "variation",
     "write_model": "weights",
 }

@@ -72,8 +72,12 @@ def _names_for(trainer: Trainer, dataset: Any, prefix: str) -> set[str] | None:
 
 @contextmanager
 def _copied_metrics(trainer: Trainer) -> Iterator[None]:
-    """Lets a copy compute the metrics, so that the user's own object remembers nothing of it."""
-    own, trainer.compute_metrics = trainer.compute_metrics, copy.deepcopy(trainer.compute_metrics)
+    """Lets a copy compute the metrics, so that the user's own object remembers nothing of it.
+
+    A method is called as it is: what it belongs to may be a trainer, or hold all the data.
+    """
+    own = trainer.compute_metrics
+    trainer.compute_metrics = own if inspect.isroutine(own) else copy.deepcopy(own)
     try:
         yield
     finally:

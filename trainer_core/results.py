@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.errors import DataError
+from trainer_core.files import replace_file
 from trainer_core.metrics import plain
 
 if TYPE_CHECKING:
@@ -97,15 +97,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """
     text = json.dumps(_strict(values), indent=2, sort_keys=True, allow_nan=False, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staged.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    replace_file(path, f"{text}\n".encode())
 
 
 def _read(path: Path) -> dict[str, Any]:

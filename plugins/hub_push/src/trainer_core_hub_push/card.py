@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer_core import replace_file
 from trainer_core_hub_push import facts
 from trainer_core_hub_push.results import Results, number, results_of
 
@@ -101,7 +101,7 @@ def write_card(trainer: Trainer, folder: Path, options: Mapping[str, Any] | None
         logger.info("%s: was not written by trainer_core and is left as it is. Remove it to have one written.", path)
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    _put(path, card_text(trainer, _with_earlier(said, old, marker)))
+    replace_file(path, card_text(trainer, _with_earlier(said, old, marker)).encode())
     return path
 
 
@@ -131,19 +131,6 @@ def _marker(options: CardOptions) -> str:
     said = {name: value for name, value in asdict(options).items() if value and name != "tags"}
     text = json.dumps(said, ensure_ascii=False).replace(">", "\\u003e")
     return f"<!-- {_NOTE}{f' {text}' if said else ''} -->"
-
-
-def _put(path: Path, text: str) -> None:
-    """Writes a file so that it is there in full or as it was."""
-    staging = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with staging.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def card_text(trainer: Trainer, options: CardOptions) -> str:

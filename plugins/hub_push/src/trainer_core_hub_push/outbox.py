@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from trainer_core import replace_file
+
 logger = logging.getLogger("trainer_core.hub_push")
 
 NAME: Final = ".outbox"
@@ -109,7 +111,7 @@ class Entry:
 
     def note_try(self, head: str) -> None:
         """Remembers that a commit on `head` is about to be tried."""
-        _write_durably(self.folder / _TRIED, head)
+        replace_file(self.folder / _TRIED, head.encode("ascii"))
 
 
 class Outbox:
@@ -159,7 +161,7 @@ class Outbox:
         entry_id, created_at = uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds")
         body = {"id": entry_id, "created_at": created_at, **asdict(push)}
         _flush_tree(staged)
-        _write_durably(staged.parent / _ENTRY, json.dumps(body, indent=2))
+        replace_file(staged.parent / _ENTRY, json.dumps(body, indent=2).encode("ascii"))
         target = self.folder / f"{self._next_number():08d}-{entry_id}"
         staged.parent.rename(target)
         _flush(self.folder)
@@ -270,14 +272,6 @@ def _take(source: Path, target: Path) -> None:
         except OSError:
             logger.debug("%s: cannot be linked, it is copied.", source)
     shutil.copyfile(source, target)
-
-
-def _write_durably(file: Path, text: str) -> None:
-    fresh = file.with_name(f".{file.name}")
-    fresh.write_text(text, encoding="ascii")
-    _flush(fresh)
-    fresh.replace(file)
-    _flush(file.parent)
 
 
 def _flush_tree(folder: Path) -> None:

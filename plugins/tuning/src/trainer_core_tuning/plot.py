@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core_tuning.results import replace
+from trainer_core import replace_file
 from trainer_core_tuning.trials import begun
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def draw(study: Study, path: Path) -> None:
             _slice(panel, trials, name, objective, shares.get(name))
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix("."))
-    replace(path, content.getvalue())
+    replace_file(path, content.getvalue())
 
 
 def _history(axes: Axes, study: Study, trials: Sequence[FrozenTrial], objective: int) -> None:

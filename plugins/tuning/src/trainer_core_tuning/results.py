@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from trainer_core import replace_file
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -71,7 +72,7 @@ def write_table(path: Path, trials: Sequence[FrozenTrial], num_objectives: int) 
         why = attrs.get("why", KILLED if trial.state.name == "FAIL" else "")
         fixed = [trial.number, attrs.get("run", ""), trial.state.name]
         rows.writerow([*fixed, *values, seconds_of(trial), *given, why])
-    replace(path, text.getvalue().encode())
+    replace_file(path, text.getvalue().encode())
 
 
 def table_of(trials: Sequence[FrozenTrial], best: Sequence[int]) -> Table:
@@ -95,13 +96,6 @@ def table_of(trials: Sequence[FrozenTrial], best: Sequence[int]) -> Table:
 def seconds_of(trial: FrozenTrial) -> float | str:
     """Gives how long a trial took, from proposal to outcome."""
     return "" if trial.duration is None else round(trial.duration.total_seconds(), 2)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file in one step."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_bytes(content)
-    os.replace(draft, path)
 
 
 def _parameters(trials: Sequence[FrozenTrial]) -> list[str]:

@@ -1,0 +1,37 @@
+"""A file is replaced as a whole, or not at all."""
+
+import os
+
+import pytest
+
+from trainer_core import replace_file
+
+
+def test_a_file_is_made_and_replaced(tmp_path):
+    for content in (b"first", b"second"):
+        replace_file(tmp_path / "a.json", content)
+        assert (tmp_path / "a.json").read_bytes() == content
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, call):
+    def failing(*args):
+        raise OSError(28, "No space left on device")
+
+    replace_file(tmp_path / "a.json", b"first")
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(tmp_path / "a.json", b"second")
+    monkeypatch.undo()
+    assert (tmp_path / "a.json").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_the_content_is_flushed_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("flush") or fsync(descriptor))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    replace_file(tmp_path / "a.json", b"first")
+    assert done == ["flush", "rename", "flush"]
