@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from trainer_core import PluginError, SettingsError, Signal, write_model
+from trainer_core import PluginError, SettingsError, Signal, TrainerCallback, write_model
 from trainer_core.__main__ import main
 from trainer_core.testing import PluginConformance
 from trainer_core_hub_push import HubPush, HubPushSettings
@@ -632,3 +632,23 @@ class TestWithAHub(PluginConformance):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield
         child.communicate()
+
+
+class Hearing(TrainerCallback):
+    """Notes the pushes in the guide's form."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_push_begin(self, args, state, control, model=None, **kwargs):
+        assert model is not None
+        self.steps.append(state.global_step)
+
+
+def test_a_callback_hears_of_every_push_before_it_begins(hub, make):
+    trainer, hearing = make(), Hearing()
+    trainer.add_callback(hearing)
+    trainer.train()
+    assert hearing.steps == [8, 16, 24, 24]
+    trainer.push_to_hub("once more")
+    assert hearing.steps == [8, 16, 24, 24, 24]
