@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core import Phase, Signal
-from trainer_core.journal import Entry, Journal, explain, last_run, read
+from trainer_core import Phase, Signal, mask_text
+from trainer_core.journal import Entry, Journal, explain, journal_records, last_run, read
 from trainer_core.state import Request
 
 
@@ -140,6 +140,25 @@ def test_an_explanation_tells_the_updates_then_what_was_asked_and_by_whom():
     assert "all 70 updates are done" in explain(entries, 70)
 
 
+def test_records_of_a_kind_stand_beside_the_transitions(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", rank=1)
+    journal.open()
+    journal.left(Phase.STEP, 3, Phase.EVAL, Signal.EVAL, None)
+    journal.record("passed_over", 3, {"path": "checkpoint-2", "why": "hf_" + "a" * 34})
+    journal.record("other", 3, {})
+    (found,) = journal_records(journal.path, "passed_over")
+    assert (found.pop("time") > 0, found.pop("run")) == (True, journal.run)
+    assert found == {
+        "kind": "passed_over",
+        "step": 3,
+        "rank": 1,
+        "path": "checkpoint-2",
+        "why": mask_text("hf_" + "a" * 34),
+    }
+    assert [one.phase for one in read(journal.path)] == ["STEP"]
+    assert list(journal_records(tmp_path / "none", "other")) == []
+
+
 @given(lengths=st.lists(st.integers(0, 5), max_size=8))
 def test_folded_stretches_cover_every_update_once(lengths):
     journal, step = Journal(None), 0
@@ -154,7 +173,7 @@ def test_folded_stretches_cover_every_update_once(lengths):
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from trainer_core import Phase, Signal
+from trainer_core import Phase, Signal, mask_text
 from trainer_core.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 journal.open()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from trainer_core.evaluate import PredictionOutput as PredictionOutput
     from trainer_core.files import replace_file as replace_file
     from trainer_core.hookspecs import hookimpl as hookimpl
+    from trainer_core.journal import journal_records as journal_records
     from trainer_core.metrics import EvalPrediction as EvalPrediction
     from trainer_core.ownership import owned as owned
     from trainer_core.phases import Phase as Phase
@@ -101,6 +102,7 @@ _HOMES: Final = {
     "hookimpl": "hookspecs",
     "interval": "cadence",
     "is_better": "best",
+    "journal_records": "journal",
     "mask_secrets": "settings.secrecy",
     "mask_text": "settings.secrecy",
     "metric_names": "rehearsal",

@@ -5,6 +5,9 @@ A line is written when a phase is left:
     {"phase": "STEP", "first_step": 1, "step": 50, "seconds": 0.31, "next": "EVAL", "signal": "EVAL",
      "by": "eval_strategy", "why": "every 50 updates", "rank": 0, "time": 1767225600.0, "run": "9f2c61d0"}
 
+A line with a `kind` is a record: what a plugin notes beside the transitions (a checkpoint that was passed over, digests
+of an update), with its own fields.
+
 Runs of plain STEPs are folded into one line (`first_step` to `step`; `first_step` is the larger where no update was
 done). The file is `journal.jsonl` in `output_dir` (`journal-rank<r>.jsonl` on other ranks); a resumed run appends to
 it. A line that a killed process left half is passed over by `read`.
@@ -102,7 +105,14 @@ class Journal:
             run=self.run,
         )
         self._first_step = step + 1 if target is Phase.STEP else None
-        self._write(entry)
+        self.entries.append(entry)
+        self._write({name: getattr(entry, name) for name in Entry.__slots__})
+
+    def record(self, kind: str, step: int, fields: Mapping[str, Any]) -> None:
+        """Writes a record of `kind` with `fields`, which JSON can hold; texts among them are masked like reasons."""
+        told = {name: mask_text(value) if isinstance(value, str) else value for name, value in fields.items()}
+        common = {"step": step, "rank": self.rank, "time": round(time(), 3), "run": self.run}
+        self._write({"kind": kind, **common, **told})
 
     def failed(self, phase: Phase, step: int, error: BaseException) -> None:
         """Accounts for a phase that `error` ended."""
@@ -115,10 +125,9 @@ class Journal:
             with suppress(OSError):  # said when the line could not be written
                 file.close()
 
-    def _write(self, entry: Entry) -> None:
-        self.entries.append(entry)
+    def _write(self, fields: Mapping[str, Any]) -> None:
         if self._file is not None:
-            line = json.dumps({name: getattr(entry, name) for name in Entry.__slots__}, ensure_ascii=False)
+            line = json.dumps(fields, ensure_ascii=False)
             try:
                 self._file.write(line + "\n")
                 self._file.flush()
@@ -136,6 +145,20 @@ def read(path: Path) -> Iterator[Entry]:
                 yield Entry(**fields)
             except (ValueError, TypeError):
                 continue
+
+
+def journal_records(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """Gives the records of `kind` in a journal file, oldest first; half lines are passed over, no file has none."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fields, dict) and fields.get("kind") == kind:
+                yield fields
 
 
 def last_run(path: Path) -> list[Entry]:

@@ -391,6 +391,16 @@ class Trainer:
             "eval_dataloader": self.eval_dataloader,
         }
 
+    def record(self, kind: str, **fields: Any) -> None:
+        """Adds a record to the journal of the run, beside the transitions; nothing outside `train()`.
+
+        Args:
+            kind: what it is, for `journal_records`.
+            fields: what JSON can hold.
+        """
+        if self.running is not None and self.is_in_train:
+            self.running.loop.journal.record(kind, self.state.global_step, fields)
+
     def state_dict(self) -> dict[str, Any]:
         """Gives all that a run needs to go on, but the model's weights, random states and the log history.
 
