@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,3 +81,21 @@ def test_a_launchers_wish_for_shards_is_passed_over_on_the_cpu_and_said(
     told = f"launch: {method} works on accelerators alone; the model is replicated on each of 1 rank(s)."
     assert [record.getMessage() for record in caplog.records if record.name == "trainer_core.ranks"] == [told]
     assert os.environ[variable] == "true"
+
+
+ENDS = """
+import ctypes, sys
+from trainer_core.ranks import _skip_destructors
+libc = ctypes.CDLL(None)
+libc.on_exit(ctypes.cast(libc.abort, ctypes.c_void_p), None)  # as a library whose teardown goes wrong
+if sys.argv[1] == "skip":
+    _skip_destructors()
+print("told", end="")
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(("mode", "code"), [("skip", 3), ("run", -signal.SIGABRT)])
+def test_a_rank_ends_with_its_exit_code_though_a_librarys_teardown_would_abort_it(mode, code):
+    done = subprocess.run([sys.executable, "-c", ENDS, mode], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "told")

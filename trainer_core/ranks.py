@@ -7,6 +7,7 @@ With one process every call returns at once.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -111,9 +112,22 @@ def _agree_on_group(args: TrainingArguments) -> None:
 
 
 def _leave_group() -> None:
-    """Ends gloo's threads before the interpreter does, which now and then aborts a process that had finished."""
+    """Leaves gloo's group, and sees to it that what its threads still read is not taken down under them."""
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
+        _skip_destructors()
+
+
+def _skip_destructors() -> None:
+    """Has the process end, with its own exit code, when Python is done and before C++ libraries are taken down.
+
+    Torch never frees a process group that DDP has used; its threads outlive the interpreter, and one that wakes up
+    among destroyed objects aborts a process that had finished.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc's
+        libc.fflush(None)
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
 
 
 class Ranks:
