@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements-dev.txt examples/requirements.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo tweets test lint types unit bench bench-peers clean
+.PHONY: demo tweets test lint types unit crash bench bench-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digits.py
@@ -23,6 +23,11 @@ types: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term
+
+# The long form of tests/crash: about CRASH_ROUNDS rounds more of each kind.
+CRASH_ROUNDS ?= 1000
+crash: $(VENV)/.installed
+	CRASH_ROUNDS=$(CRASH_ROUNDS) $(BIN)/python -m pytest -q -n 2 --timeout=0 tests/crash
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -18,9 +18,10 @@ from benchmarks.overheads import overhead_rows
 from benchmarks.peers import installed_peers
 from benchmarks.processes import memory_rows, process_rows
 from benchmarks.report import Row, cells, print_table, write_json
+from benchmarks.saves import save_rows
 from benchmarks.training import LEAN, QUICK, Budget, training_rows
 
-SECTIONS = ("training", "overheads", "evaluation", "processes", "memory", "counts")
+SECTIONS = ("training", "overheads", "evaluation", "processes", "memory", "saves", "counts")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +62,7 @@ def measured(options: argparse.Namespace, peers: list[Contender]) -> Iterator[Ro
         "evaluation": lambda: evaluation_rows(1 if quick else 7, 640 if quick else 20_000),
         "processes": lambda: process_rows(1 if quick else 4, with_peers=options.peers),
         "memory": lambda: memory_rows(640, (64,)) if quick else memory_rows(20_000),
+        "saves": lambda: save_rows(1, 1) if quick else save_rows(100, 7),
         "counts": count_rows,
     }
     for name in SECTIONS:

@@ -139,7 +139,33 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-PROBES: dict[str, Callable[..., Result]] = {"imports": imports, "evaluation_memory": evaluation_memory}
+class Memory:
+    """The peak of this process's memory over what it had when the peak was forgotten, where Linux keeps it."""
+
+    def __init__(self) -> None:
+        self.before = 0
+
+    def forget_peak(self) -> None:
+        """Begins anew."""
+        self.before = _status_kb("VmRSS") if _forget_peak() else 0
+
+    def rise_mb(self) -> float:
+        """Gives the rise in MB; 0 where it is not known."""
+        return (_status_kb("VmHWM") - self.before) * 1024 / 1e6 if self.before else 0.0
+
+
+def saves(million_parameters: str, rounds: str) -> Result:
+    """Gives what saves cost."""
+    from benchmarks.saves import measure
+
+    return measure(int(million_parameters), int(rounds), Memory())
+
+
+PROBES: dict[str, Callable[..., Result]] = {
+    "imports": imports,
+    "evaluation_memory": evaluation_memory,
+    "saves": saves,
+}
 
 if __name__ == "__main__":
     print(json.dumps(PROBES[sys.argv[1]](*sys.argv[2:])))

@@ -153,8 +153,10 @@ def test_a_failed_run_in_a_pipe_says_how_to_go_on_where_there_is_a_checkpoint(co
     done = piped(command(), FAIL="15", SLEEP="0")
     assert done.returncode == 1
     assert "✗ Failed at step 15 of 40 after " in done.stdout.decode()
-    assert "resume" not in done.stdout.decode()
-    assert done.stderr.decode().rstrip().splitlines()[-3].startswith("ValueError: user code broke")
+    assert "goes on after step 15" in done.stdout.decode()
+    told = done.stderr.decode().rstrip().splitlines()
+    assert [line for line in told if line.startswith("ValueError: user code broke")]
+    assert told[-1].startswith("saved at step 15 first: resume_from_checkpoint=True goes on from ")
 
 
 def test_a_terminal_shows_progress_phases_and_what_others_print_and_is_restored(command):

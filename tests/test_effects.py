@@ -220,7 +220,9 @@ def test_cached_memory_of_an_accelerator_is_released_every_so_many_steps(tmp_pat
         tmp_path, Classifier(), pairs(24), torch_empty_cache_steps=2, optim="sgd", dataloader_pin_memory=False
     )
     trainer.ranks.device = Elsewhere("cpu")
-    module = SimpleNamespace(empty_cache=lambda: released.append(trainer.state.global_step + 1))
+    module = SimpleNamespace(
+        empty_cache=lambda: released.append(trainer.state.global_step + 1), get_rng_state=lambda: None
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     trainer.train()
     assert released == [2, 4, 6]
@@ -296,5 +298,5 @@ def script(folder, *line):
     ids=str,
 )
 def test_a_script_does_what_its_flags_say(tmp_path, monkeypatch, line, done):
-    monkeypatch.setenv("TRAINER_CORE_BLOCK_PLUGINS", "logging,checkpointing,console,hub_push,tuning")
+    monkeypatch.setenv("TRAINER_CORE_BLOCK_PLUGINS", "logging,checkpointing,console,hub_push,replay,tuning")
     assert script(tmp_path, *line) == done

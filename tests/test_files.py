@@ -1,10 +1,11 @@
-"""A file is replaced as a whole, or not at all."""
+"""A file is replaced as a whole, or not at all; a folder that is made is there after a power cut."""
 
 import os
 
 import pytest
 
 from trainer_core import replace_file
+from trainer_core.files import make_folder
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
@@ -35,3 +36,13 @@ def test_the_content_is_flushed_before_the_rename_and_the_folder_after_it(tmp_pa
     monkeypatch.setattr(os, "replace", lambda *paths: done.append("rename") or replace(*paths))
     replace_file(tmp_path / "a.json", b"first")
     assert done == ["flush", "rename", "flush"]
+
+
+def test_the_name_of_each_folder_that_is_made_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert flushed == [str(tmp_path), str(tmp_path / "a")]
+    make_folder(tmp_path / "a" / "b")
+    assert len(flushed) == 2

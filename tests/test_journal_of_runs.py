@@ -39,7 +39,7 @@ class Hanging:
 data = TensorDataset(torch.ones(40, 4))
 args = TrainingArguments(
     sys.argv[1], eval_strategy="steps", eval_steps=2, per_device_train_batch_size=4,
-    block_plugins=["logging", "console", "checkpointing", "hub_push", "tuning"],
+    block_plugins=["logging", "console", "checkpointing", "hub_push", "replay", "tuning"],
 )
 Trainer(Model(), args, train_dataset=data, eval_dataset=data, plugins=[Hanging()]).train()
 """

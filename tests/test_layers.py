@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "trainer_core"
 LAYERS = [
     # settings, state and the table; no torch
-    "errors files phases state cadence settings plan",
+    "errors files phases state batching cadence settings plan untrusted",
     # the declaration of hooks; data and optimizer; what a step is made of
     "hookspecs data optim activations best collection guard loss memory meter metrics modes ordering process ranks"
-    " tally weights",
+    " buckets connections lifeline rendezvous watch whereabouts tally tensors weights",
     # one update, one evaluation, the bus, the plan and the journal
-    "step criterion evaluate bus callbacks journal ownership planning rehearsal results snapshot summary",
+    "step criterion saves evaluate bus callbacks journal ownership planning rehearsal results snapshot summary"
+    " plugin_states agreement boundary closing rescue watching",
     # what sees everything
     "trainer loop assembly preparation running variation",
     # what is built on the trainer

@@ -505,16 +505,6 @@ def test_a_second_interrupt_ends_the_run_at_once_and_tears_down(make_trainer, ac
     assert (trainer.outcome, signal.getsignal(signal.SIGINT)) == ("failed", before)
 
 
-def test_an_interrupt_during_an_evaluation_lets_it_end(make_trainer, acting, writer):
-    trainer = make_trainer(
-        given={"plugins": [acting("on_prediction_step", interrupting(signal.SIGINT, 5), times=1), writer]},
-        eval_strategy="steps",
-        eval_steps=5,
-    )
-    trainer.train()
-    assert (evaluated(trainer), writer.steps, trainer.outcome) == ([5], [5], "interrupted")
-
-
 def test_a_run_in_another_thread_leaves_the_handlers_alone(make_trainer):
     trainer, before = make_trainer(), signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=trainer.train)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -425,3 +426,45 @@ def test_an_optimizer_that_needs_a_closure_or_a_graph_keeps_its_own_step():
     parameters = [nn.Parameter(torch.zeros(2))]
     for optimizer in (torch.optim.LBFGS(parameters), torch.optim.SGD(parameters, lr=0.1, differentiable=True)):
         assert "_call_step" in repr(raw_step(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "0.1"),
+        ("weight_decay", None),
+        ("weight_decay", [0.1]),
+        ("betas", (0.9,)),
+        ("betas", 0.9),
+        ("betas", ("a", "b")),
+        ("amsgrad", 1),
+        ("maximize", None),
+        ("eps", True),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_by_name(name, value):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2))], lr=0.1)
+    state = copy.deepcopy(optimizer_state_dict(optimizer))
+    state["param_groups"][0][name] = value
+    with pytest.raises(ValueError, match=f"^{name} cannot be "):
+        load_optimizer_state_dict(optimizer, state)
+
+
+def test_a_state_of_another_shape_than_its_parameter_is_refused_by_name():
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, optimizer.step, 1)
+    state = copy.deepcopy(optimizer_state_dict(optimizer))
+    wanted = tuple(state["state"][0]["exp_avg"].shape)
+    state["state"][0]["exp_avg"] = torch.zeros(7)
+    with pytest.raises(ValueError, match=rf"^exp_avg has shape \(7,\) for {re.escape(str(wanted))}$"):
+        load_optimizer_state_dict(optimizer, state)
+
+
+@pytest.mark.parametrize("change", [{"fused": True}, {"foreach": False}, {"lr": torch.tensor(0.1)}, {"lr": 1}])
+def test_an_option_that_differs_in_value_alone_is_taken(change):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2))], lr=0.1)
+    state = copy.deepcopy(optimizer_state_dict(optimizer))
+    state["param_groups"][0].update(change)
+    load_optimizer_state_dict(optimizer, state)
+    assert {name: optimizer.param_groups[0][name] for name in change} == change

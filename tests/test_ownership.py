@@ -104,3 +104,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(make_trainer
 def test_a_file_that_does_not_say_who_owns_it_is_said(tmp_path):
     (tmp_path / ".owner.json").write_text("{")
     assert ownership._owner(tmp_path / ".owner.json") == "it does not say who it is"
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_disk_that_cannot_hold_the_owners_name_is_told_before_training(make_trainer, tmp_path, monkeypatch, call):
+    def failing(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(SettingsError) as caught:
+        make_trainer().train()
+    monkeypatch.undo()
+    problem = f"cannot be written to, got '{tmp_path / 'run'}' ([Errno 28] No space left on device)"
+    assert caught.value.problems == [f"output_dir: {problem}. Name a folder that is there or can be made."]
+    trainer = make_trainer()
+    trainer.train()
+    assert trainer.outcome == "completed"

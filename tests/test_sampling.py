@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 
 import numpy as np
@@ -48,6 +49,24 @@ def test_every_micro_batch_is_a_window_of_the_epochs_order(length, world_size, s
         assert all(set(share) <= set(window) and share for share in shares)
 
 
+@given(sizes, worlds, batches, seeds, strategies, st.integers(0, 3), st.data())
+def test_the_rows_of_micro_batches_are_known_without_reading_them(
+    length, world_size, size, seed, strategy, epoch, data
+):
+    for order in orders(length, world_size, batch_size=size, seed=seed, strategy=strategy):
+        order.set_epoch(epoch)
+        mine = list(order)
+        start = data.draw(st.integers(0, len(mine)))
+        stop = data.draw(st.integers(start, len(mine)))
+        assert order.rows_of(epoch, start, stop) == [row for batch in mine[start:stop] for row in batch]
+
+
+def test_the_order_of_an_epoch_is_computed_once():
+    (order,) = orders(20, 1, batch_size=2, seed=0)
+    assert order.order(3) is order.order(3)
+    assert order.order(4).tolist() != order.order(3).tolist()
+
+
 def _is_padding(order, number):
     return order.last_is_padding and number == order.num_batches - 1
 
@@ -74,6 +93,35 @@ def test_drop_last_keeps_full_micro_batches_only(length, world_size, size):
     for order in orders(length, world_size, batch_size=size, seed=0, drop_last=True):
         assert {len(batch) for batch in order} == {size}
         assert (order.num_batches, order.last_is_padding) == (length // (size * world_size), False)
+
+
+def _trained_on(ranks, start, stop=None):
+    """Gives the rows of micro-batches `start` to `stop` over all ranks, in their order, without padding."""
+    rows = []
+    for number in range(start, ranks[0].num_batches if stop is None else stop):
+        for rank in ranks:
+            rank.set_epoch(2, number)
+            if not _is_padding(rank, number):
+                rows += next(iter(rank))
+    return rows
+
+
+@given(st.integers(1, 120), worlds, worlds, st.integers(1, 4), st.integers(1, 4), strategies, st.booleans(), st.data())
+def test_an_epoch_goes_on_in_another_cut_without_a_sample_lost_or_doubled(
+    length, world, other_world, size, times, strategy, drop_last, data
+):
+    update = math.lcm(world * size, other_world) * times
+    other_size = data.draw(st.sampled_from([n for n in range(1, update + 1) if update % (n * other_world) == 0]))
+    if drop_last and length < world * size:
+        return
+    same = {"seed": 5, "strategy": strategy, "drop_last": drop_last}
+    before = orders(length, world, batch_size=size, **same)
+    after = orders(length, other_world, batch_size=other_size, run_window=world * size, **same)
+    whole = _trained_on(before, 0)
+    done = data.draw(st.integers(0, len(whole) // update)) * update
+    assert _trained_on(before, 0, done // (world * size)) == whole[:done]
+    assert _trained_on(after, done // (other_world * other_size)) == whole[done:]
+    assert after[0].num_windows == before[0].num_batches
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone():

@@ -125,3 +125,9 @@ def test_tuples_come_back_as_tuples_and_functions_as_they_were():
     restored = Custom((0, (0, 0)))
     load_schedule_state(restored, state)
     assert vars(restored) == {"span": (1, (2, 3)), "shape": len, "limits": {"low": -float("inf"), "rule": max}}
+
+
+def test_a_name_that_would_hide_a_method_is_refused():
+    scheduler = schedulers.StepLR(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), 2)
+    with pytest.raises(ValueError, match=r"^step is a method of StepLR, and no part of its state$"):
+        load_schedule_state(scheduler, {**schedule_state(scheduler), "step": 5})

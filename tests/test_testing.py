@@ -332,6 +332,49 @@ def test_a_state_that_cannot_be_loaded_before_training_is_told():
     assert problem.startswith("plugin 'bad': a fresh instance cannot load its state, got AttributeError: ")
 
 
+def versioned(version, **members):
+    """Makes a plugin whose state has a version."""
+    usual = {"state_dict": lambda self: {"seen": 0}, "load_state_dict": lambda self, state: state["seen"]}
+    return plugin(**usual, state_version=version, **members)
+
+
+def test_a_plugin_that_migrates_what_older_releases_saved_is_right():
+    kind = versioned(3, migrate_state_dict=lambda self, state, version: {"seen": state[f"v{version}"]})
+    check_plugin(kind, promises=["state"], old_states={1: {"v1": 0}, 2: {"v2": 0}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "old_states", "told"),
+    [
+        (
+            versioned(0),
+            {},
+            "plugin 'bad': state_version must be a whole number of at least 1, got 0. "
+            "Begin with 1, and add 1 whenever the state takes another form.",
+        ),
+        (
+            versioned(1, migrate_state_dict=lambda self, state, version: state),
+            {},
+            "plugin 'bad': has migrate_state_dict and state_version 1, so it is never called. Raise state_version.",
+        ),
+        (
+            versioned(2, migrate_state_dict=lambda self, state, version: state),
+            {},
+            "plugin 'bad': migrates states, and the check got none. Pass old_states={1: ...}.",
+        ),
+        (
+            versioned(2, migrate_state_dict=lambda self, state, version: state),
+            {1: {"sightings": 3}},
+            "plugin 'bad': cannot take its state of version 1, got KeyError: 'seen' (test_testing.py:",
+        ),
+    ],
+    ids=["no version", "never called", "no old state", "fails"],
+)
+def test_a_version_of_a_state_that_cannot_be_kept_is_told(kind, old_states, told):
+    (problem,) = broken(kind, "state", old_states=old_states)
+    assert problem.startswith(told)
+
+
 # The model
 
 
@@ -404,14 +447,14 @@ def test_what_is_undone_only_when_a_run_ends_well_is_told():
 def process_is_put_back(monkeypatch):
     """Puts back what the plugins of these tests leave."""
     states = random.getstate(), torch.get_rng_state()
-    handler = signal.getsignal(signal.SIGUSR1)
+    handler = signal.getsignal(signal.SIGUSR2)
     monkeypatch.setenv("LEFT_BY_A_PLUGIN", "no")
     monkeypatch.setattr(Trainer, "log", Trainer.log)
     level = logging.getLogger("left.by.a.plugin").level
     yield
     random.setstate(states[0])
     torch.set_rng_state(states[1])
-    signal.signal(signal.SIGUSR1, handler)
+    signal.signal(signal.SIGUSR2, handler)
     logging.getLogger("left.by.a.plugin").setLevel(level)
     logging.getLogger("left.by.a.plugin").handlers.clear()
     torch.set_grad_enabled(True)
@@ -426,7 +469,7 @@ LEFTOVERS = {
         lambda self: logging.getLogger("left.by.a.plugin").addHandler(logging.NullHandler()),
         "leaves logger left.by.a.plugin: handler 0 = a NullHandler",
     ),
-    "a signal handler": (lambda self: signal.signal(signal.SIGUSR1, fail_not), "changes signal <Signals.SIGUSR1: "),
+    "a signal handler": (lambda self: signal.signal(signal.SIGUSR2, fail_not), "changes signal <Signals.SIGUSR2: "),
     "an environment variable": (
         lambda self: os.environ.update(LEFT_BY_A_PLUGIN="a secret"),
         "changes environment variable LEFT_BY_A_PLUGIN from … to …",

@@ -539,7 +539,7 @@ class Model(torch.nn.Module):
     def forward(self, x):
         return {"loss": self.head(x).square().mean()}
 
-blocked = ["logging", "console", "checkpointing", "hub_push", "tuning"]
+blocked = ["logging", "console", "checkpointing", "hub_push", "replay", "tuning"]
 args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, block_plugins=blocked)
 Trainer(Model(), args, train_dataset=TensorDataset(torch.ones(8, 4))).train()
 after = state()
@@ -630,11 +630,14 @@ class Asked:
     def search_hyperparameters(self, options):
         return options
 
+    def replay_updates(self, options):
+        return options
 
-BLOCKED = {"block_plugins": ["console", "logging", "checkpointing", "hub_push", "tuning"]}
+
+BLOCKED = {"block_plugins": ["console", "logging", "checkpointing", "hub_push", "replay", "tuning"]}
 
 
-def test_pushing_cards_and_searches_are_asked_of_plugins(make_trainer):
+def test_pushing_cards_searches_and_replays_are_asked_of_plugins(make_trainer):
     trainer = make_trainer(given={"plugins": [Asked()]}, **BLOCKED)
     assert trainer.push_to_hub("first", blocking=False, tags=["a"]) == ("first", False, {"tags": ["a"]})
     assert trainer.create_model_card(language="en") == {"language": "en"}
@@ -648,19 +651,43 @@ def test_pushing_cards_and_searches_are_asked_of_plugins(make_trainer):
         "hp_name": None,
         "sampler": "s",
     }
+    assert trainer.replay(10, steps=3) == {"from_step": 10, "steps": 3, "output_dir": None}
 
 
 @pytest.mark.parametrize(
-    ("method", "distribution"),
+    ("method", "arguments", "distribution"),
     [
-        ("push_to_hub", "trainer-core-hub-push"),
-        ("create_model_card", "trainer-core-hub-push"),
-        ("hyperparameter_search", "trainer-core-tuning"),
+        ("push_to_hub", (), "trainer-core-hub-push"),
+        ("create_model_card", (), "trainer-core-hub-push"),
+        ("hyperparameter_search", (), "trainer-core-tuning"),
+        ("replay", (10, 3), "trainer-core-replay"),
     ],
 )
-def test_a_method_whose_plugin_is_not_there_says_what_to_install(make_trainer, method, distribution):
+def test_a_method_whose_plugin_is_not_there_says_what_to_install(make_trainer, method, arguments, distribution):
     with pytest.raises(PluginError, match=f"{method}: no plugin does this. Install {distribution} or unblock"):
-        getattr(make_trainer(**BLOCKED), method)()
+        getattr(make_trainer(**BLOCKED), method)(*arguments)
+
+
+def test_an_update_shows_its_micro_batches_its_loss_and_its_norm(make_trainer):
+    seen = []
+
+    class Look:
+        def on_step_begin(self, trainer):
+            seen.append([len(batch) for batch in trainer.window])
+
+        def on_step_end(self, trainer):
+            loss, norm = trainer.last_loss_and_norm
+            row = trainer.running.loop.meter
+            seen.append((float(loss) > 0, norm is row.grad_norm, len(trainer.window)))
+
+    trainer = make_trainer(given={"plugins": [Look()]}, gradient_accumulation_steps=2, max_steps=2)
+    with pytest.raises(RuntimeError, match=r"last_loss_and_norm: there was no update yet. Ask during train\(\)."):
+        _ = trainer.last_loss_and_norm
+    assert trainer.window == ()
+    trainer.train()
+    assert [len(one) for one in seen[::2]] == [2, 2]
+    assert seen[1::2] == [(True, True, 2)] * 2
+    assert trainer.window == ()
 
 
 def test_train_hands_a_trial_to_model_init(make_trainer, make_model):

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from trainer_core.cadence import interval as interval
     from trainer_core.callbacks import TrainerCallback as TrainerCallback
     from trainer_core.callbacks import TrainerControl as TrainerControl
+    from trainer_core.closing import closing_state as closing_state
     from trainer_core.data.collation import default_data_collator as default_data_collator
     from trainer_core.errors import CheckpointError as CheckpointError
     from trainer_core.errors import DataError as DataError
     from trainer_core.errors import DistributedError as DistributedError
+    from trainer_core.errors import InvalidCheckpointError as InvalidCheckpointError
     from trainer_core.errors import ModelError as ModelError
     from trainer_core.errors import NonFiniteLossError as NonFiniteLossError
     from trainer_core.errors import OwnershipError as OwnershipError
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from trainer_core.errors import SettingsError as SettingsError
     from trainer_core.errors import TrainerCoreError as TrainerCoreError
     from trainer_core.errors import TransitionError as TransitionError
+    from trainer_core.errors import printable as printable
     from trainer_core.evaluate import PredictionOutput as PredictionOutput
     from trainer_core.files import replace_file as replace_file
     from trainer_core.hookspecs import hookimpl as hookimpl
@@ -55,16 +58,34 @@ if TYPE_CHECKING:
     from trainer_core.settings.argument_parser import ArgumentParser as ArgumentParser
     from trainer_core.settings.argument_parser import HfArgumentParser as HfArgumentParser
     from trainer_core.settings.arguments import TrainingArguments as TrainingArguments
+    from trainer_core.settings.change import Change as Change
+    from trainer_core.settings.change import Side as Side
     from trainer_core.settings.names import greater_is_better as greater_is_better
     from trainer_core.settings.secrecy import mask_secrets as mask_secrets
     from trainer_core.settings.secrecy import mask_text as mask_text
     from trainer_core.settings.section import Interval as Interval
     from trainer_core.settings.section import Section as Section
+    from trainer_core.state import Saving as Saving
     from trainer_core.state import TrainerState as TrainerState
+    from trainer_core.tensors import read_shapes as read_shapes
+    from trainer_core.tensors import read_tensors as read_tensors
     from trainer_core.trainer import Trainer as Trainer
     from trainer_core.trainer import TrainOutput as TrainOutput
+    from trainer_core.untrusted import MAX_JSON_BYTES as MAX_JSON_BYTES
+    from trainer_core.untrusted import MAX_JSON_VALUES as MAX_JSON_VALUES
+    from trainer_core.untrusted import Seal as Seal
+    from trainer_core.untrusted import check_memory as check_memory
+    from trainer_core.untrusted import check_seal as check_seal
+    from trainer_core.untrusted import check_size as check_size
+    from trainer_core.untrusted import count_values as count_values
+    from trainer_core.untrusted import parse_json as parse_json
+    from trainer_core.untrusted import read_bytes as read_bytes
+    from trainer_core.untrusted import read_json as read_json
     from trainer_core.variation import with_settings as with_settings
+    from trainer_core.weights import model_tensors as model_tensors
     from trainer_core.weights import read_model as read_model
+    from trainer_core.weights import read_weight_shapes as read_weight_shapes
+    from trainer_core.weights import read_weights as read_weights
     from trainer_core.weights import write_model as write_model
 
 __version__ = "0.1.0"
@@ -72,12 +93,16 @@ __version__ = "0.1.0"
 _HOMES: Final = {
     "ArgumentParser": "settings.argument_parser",
     "Cadence": "cadence",
+    "Change": "settings.change",
     "CheckpointError": "errors",
     "DataError": "errors",
     "DistributedError": "errors",
     "EvalPrediction": "metrics",
     "HfArgumentParser": "settings.argument_parser",
     "Interval": "settings.section",
+    "InvalidCheckpointError": "errors",
+    "MAX_JSON_BYTES": "untrusted",
+    "MAX_JSON_VALUES": "untrusted",
     "ModelError": "errors",
     "NonFiniteLossError": "errors",
     "OwnershipError": "errors",
@@ -85,8 +110,11 @@ _HOMES: Final = {
     "Plan": "plan",
     "PluginError": "errors",
     "PredictionOutput": "evaluate",
+    "Saving": "state",
+    "Seal": "untrusted",
     "Section": "settings.section",
     "SettingsError": "errors",
+    "Side": "settings.change",
     "Signal": "phases",
     "TrainOutput": "trainer",
     "Trainer": "trainer",
@@ -97,6 +125,11 @@ _HOMES: Final = {
     "TrainingArguments": "settings.arguments",
     "TransitionError": "errors",
     "best_metric_name": "best",
+    "check_memory": "untrusted",
+    "check_seal": "untrusted",
+    "check_size": "untrusted",
+    "closing_state": "closing",
+    "count_values": "untrusted",
     "default_data_collator": "data.collation",
     "greater_is_better": "settings.names",
     "hookimpl": "hookspecs",
@@ -107,8 +140,17 @@ _HOMES: Final = {
     "mask_text": "settings.secrecy",
     "metric_names": "rehearsal",
     "missing_metric": "best",
+    "model_tensors": "weights",
     "owned": "ownership",
+    "parse_json": "untrusted",
+    "printable": "errors",
+    "read_bytes": "untrusted",
+    "read_json": "untrusted",
     "read_model": "weights",
+    "read_shapes": "tensors",
+    "read_tensors": "tensors",
+    "read_weight_shapes": "weights",
+    "read_weights": "weights",
     "replace_file": "files",
     "with_settings": "variation",
     "write_model": "weights",

@@ -81,11 +81,13 @@ class Bus:
     Attributes:
         members: registered plugins by name, in call order once `compile` ran.
         is_stale: plugins were added or removed since the last `compile`.
+        failure: what a plugin raised in a hook that tells of something done; the loop raises it at the boundary.
         is_held: a run is in a phase; what was added or removed waits for its boundary, where the loop compiles.
     """
 
     members: dict[str, Member] = field(default_factory=dict)
     is_stale: bool = True
+    failure: Exception | None = None
     is_held: bool = False
     _manager: _Manager = field(default_factory=lambda: _new_manager())  # noqa: PLW0108 # it is defined below
     _implementations: dict[str, tuple[Implementation, ...]] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Bus:
         """Starts the account of a run: no seconds, no failures; what the last run switched off is on again."""
         for member in self.members.values():
             member.seconds, member.failures, member.is_off = 0.0, 0, False
+        self.failure = None
         self.is_stale = True
 
     def compile(self) -> None:
@@ -260,12 +263,19 @@ class Bus:
         return fire
 
     def _failed(self, implementation: Implementation, error: Exception) -> None:
-        """Applies the failure policy: raises `error` again with a note, or counts it and goes on."""
+        """Applies the failure policy: raises `error` again with a note, or counts it and goes on.
+
+        What a critical plugin raises in a run when it is told of something that is done is kept until the boundary:
+        the others are told, too, and the update is whole when the run ends.
+        """
         member = implementation.member
         where = f"plugin {member.name!r}, hook {implementation.hook}"
         if member.critical:
             error.add_note(f"raised in {where}")
-            raise error
+            if not self.is_held or implementation.hook not in hookspecs.TOLD_WHEN_DONE:
+                raise error
+            self._keep(error)
+            return
         if member.is_off:
             return
         member.failures += 1
@@ -274,6 +284,12 @@ class Bus:
             member.is_off = True
             self.is_stale = True
             logger.warning("plugin %r: is switched off after %d failures; the run goes on.", member.name, MAX_FAILURES)
+
+    def _keep(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure, self.is_stale = error, True
+        elif repr(error) != repr(self.failure):
+            self.failure.add_note(f"and then {error!r}, {error.__notes__[-1]}")
 
     def _check(self, plugin: object, name: str) -> None:
         """Raises PluginError for hooks that no specification knows, pluggy's wrappers, and what pluggy passes over."""

@@ -119,6 +119,9 @@ class CallbackPlugin:
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
             self.state_dict = callback.state_dict
             self.load_state_dict = callback.load_state_dict
+            self.state_version = getattr(callback, "state_version", 1)
+            if hasattr(callback, "migrate_state_dict"):
+                self.migrate_state_dict = callback.migrate_state_dict
         elif hasattr(callback, "state") and hasattr(callback, "from_state"):
             self.state_dict = callback.state
             self.load_state_dict = self._load_exported

@@ -8,6 +8,7 @@
     ├── ModelError           (ValueError)    a model that gives no loss, or none at all
     ├── NonFiniteLossError   (RuntimeError)  a loss or a gradient that is NaN or infinite
     ├── CheckpointError      (RuntimeError)  a checkpoint that is missing, damaged or of another run
+    │   └── InvalidCheckpointError           a file of it is not what it must be; another checkpoint may serve
     ├── OwnershipError       (RuntimeError)  an output folder that another run owns
     └── DistributedError     (RuntimeError)  processes that do not see each other
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from trainer_core.settings.secrecy import mask_text
 
@@ -63,12 +65,29 @@ class CheckpointError(TrainerCoreError, RuntimeError):
     """A checkpoint that is missing, incomplete, damaged or of another model."""
 
 
+class InvalidCheckpointError(CheckpointError):
+    """A file of a checkpoint is missing, additional, changed or holds what it cannot; `file` says which."""
+
+    def __init__(self, file: Path, what: str, remedy: str = "Use another checkpoint.") -> None:
+        self.file, self.what, self.remedy = file, printable(what), remedy
+        super().__init__(f"{printable(file)}: {self.what}. {remedy}")
+
+    def __reduce__(self) -> tuple[type[InvalidCheckpointError], tuple[Path, str, str]]:
+        return type(self), (self.file, self.what, self.remedy)
+
+
 class OwnershipError(TrainerCoreError, RuntimeError):
     """An output folder that another run owns."""
 
 
 class DistributedError(TrainerCoreError, RuntimeError):
     """Processes that were launched together and do not form one run."""
+
+
+def printable(value: object, limit: int = 600) -> str:
+    """Gives the text of a name that anybody may have chosen: control characters escaped, a long one cut."""
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(value)[: 4 * limit])
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 :]}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from trainer_core.collection import BatchCollector, Collector, chained, concatenated, map_tree
 from trainer_core.data.batches import batch_size_of, count_targets, to_device
-from trainer_core.data.reading import stream
+from trainer_core.data.reading import BatchStream, stream
 from trainer_core.data.sampling import restore_order
 from trainer_core.errors import DataError
 from trainer_core.metrics import EvalPrediction, Metrics, metrics_of, plain
 from trainer_core.modes import refuse_unshared
+from trainer_core.phases import Phase
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from trainer_core.trainer import Trainer
+
+
+_END: Final = object()
 
 
 class PredictionOutput(NamedTuple):
@@ -97,12 +102,30 @@ class Evaluation:
         self.collectors = {name: kind(batches.num_rows, flush_every) for name in EvalPrediction.__annotations__}
         is_told = self.is_told and self.trainer.bus.listens("on_prediction_step")
         with self.trainer.evaluation_model() as model, torch.no_grad():
-            for inputs in batches.epoch(0):
+            for inputs in self._interruptible(batches):
                 self._evaluate_batch(model, inputs)
                 if is_told:
                     self.trainer.bus.tell("on_prediction_step", trainer=self.trainer)
         outputs = self._outputs() if self.keeps_outputs else EvalPrediction(None, None)
         return self._result(outputs, self._metrics(outputs))
+
+    def _interruptible(self, batches: BatchStream) -> Iterator[Any]:
+        """Gives the batches; in a run, a signal to end it is served while one is awaited, and after each."""
+        trainer = self.trainer
+        iterator = batches.epoch(0)
+        loop = trainer.running.loop if trainer.running is not None and trainer.is_in_train else None
+        if loop is None or loop.phase is not Phase.EVAL or not self.is_told:
+            yield from iterator
+            return
+        common = min(self.ranks.gather_objects(batches.num_batches or 0))
+        for number in count(1):
+            loop.is_waiting = self.ranks.world_size == 1
+            inputs = next(iterator, _END)
+            loop.is_waiting = False
+            if inputs is _END:
+                return
+            yield inputs
+            loop.safe_point(number, common)
 
     def _metrics_of_user(self) -> Metrics | None:
         if self.trainer.compute_metrics is None:

@@ -1,9 +1,31 @@
-"""A file that is replaced as a whole, or not at all."""
+"""A file that is replaced as a whole, or not at all; a folder whose name is durable."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it that are missing; each is durable in the one above when it is there.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Makes the names in a folder durable; Windows has no such call and needs none."""
+    if os.name != "nt":
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -21,9 +43,4 @@ def replace_file(path: Path, content: bytes) -> None:
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
-    if os.name != "nt":  # Windows flushes no folders
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    flush_folder(path.parent)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from trainer_core.phases import Phase
     from trainer_core.plan import Plan
+    from trainer_core.state import Saving
     from trainer_core.trainer import Trainer
 
 PROJECT: Final = "trainer_core"
@@ -37,6 +38,21 @@ STEP_HOOKS: Final = (
     "on_step_end",
 )
 """The hooks that fire in every update; they take `trainer` alone and are called from precompiled tuples."""
+
+TOLD_WHEN_DONE: Final = frozenset(
+    {
+        "on_epoch_begin",
+        "on_optimizer_step",
+        "on_step_end",
+        "on_log",
+        "on_evaluate",
+        "on_new_best",
+        "on_eval_end",
+        "on_save",
+        "on_epoch_end",
+    }
+)
+"""The hooks that tell of what is done; what a critical plugin raises there ends the run at the next boundary."""
 
 
 @hookspec
@@ -127,7 +143,10 @@ def on_predict(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 @hookspec
 def on_save(trainer: Trainer, checkpoint: Path) -> None:
-    """A checkpoint is complete and durable in the folder `checkpoint`."""
+    """A checkpoint is complete and durable in the folder `checkpoint`.
+
+    The run may be some updates further; `state.global_step` and `state.epoch` are those of the checkpoint meanwhile.
+    """
 
 
 @hookspec
@@ -171,8 +190,21 @@ def compute_loss(trainer: Trainer, model: torch.nn.Module, inputs: Any) -> torch
 
 
 @hookspec(firstresult=True)
-def write_checkpoint(trainer: Trainer) -> Path | None:
-    """Asked in phase SAVE, on every rank: writes a checkpoint and gives its folder, durable when it returns."""
+def write_checkpoint(trainer: Trainer) -> Path | Saving | None:
+    """Asked in phase SAVE, on every rank: writes a checkpoint and gives its folder, durable when it returns.
+
+    Gives `Saving.BEHIND` where it is written while the training goes on, and says with `Trainer.finish_save`, on all
+    ranks, how that ended; `Saving.FAILED` where it was not written and the run is to go on. A plugin that writes
+    behind waits for what it writes before it writes again, and before phase STOP.
+    """
+
+
+@hookspec(firstresult=True)
+def foresee_checkpoint(trainer: Trainer, source: str | bool) -> Mapping[str, Any] | None:
+    """Asked in phase INIT when a run is resumed, on every rank, before model, data and optimizer are made ready.
+
+    Gives the counters of the checkpoint that `read_checkpoint` will load from `source`; None where there is none yet.
+    """
 
 
 @hookspec(firstresult=True)
@@ -216,6 +248,11 @@ def write_model_card(trainer: Trainer, options: Mapping[str, Any]) -> Path | Non
 @hookspec(firstresult=True)
 def search_hyperparameters(trainer: Trainer, options: Mapping[str, Any]) -> Any | None:
     """Asked by `Trainer.hyperparameter_search`, on every rank: trains with many settings and gives the best run."""
+
+
+@hookspec(firstresult=True)
+def replay_updates(trainer: Trainer, options: Mapping[str, Any]) -> Any | None:
+    """Asked by `Trainer.replay`, on every rank: repeats updates of a run and gives how they compare with it."""
 
 
 HOOKS: Final[Mapping[str, bool]] = {

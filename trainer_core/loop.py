@@ -14,21 +14,25 @@ handler. Which phase follows is read from the table in `phases`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from trainer_core.agreement import Agreement
+from trainer_core.batching import new_batching
 from trainer_core.best import remember_best
+from trainer_core.boundary import Boundary, Interrupted
 from trainer_core.bus import SAMPLE_EVERY
+from trainer_core.closing import is_finished, load_closing
 from trainer_core.errors import DataError
 from trainer_core.journal import Journal
 from trainer_core.meter import LossMeter
 from trainer_core.phases import LOWERED_ON_ENTRY, Phase, Signal, check_exit, next_phase
+from trainer_core.plugin_states import PluginStates
 from trainer_core.preparation import prepare
-from trainer_core.snapshot import load_checkpoint
+from trainer_core.saves import Saves
+from trainer_core.snapshot import foresee_checkpoint, load_checkpoint
 from trainer_core.state import Request
 from trainer_core.step import Stepper
 from trainer_core.summary import finish
@@ -38,9 +42,6 @@ if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
 
 logger = logging.getLogger("trainer_core.loop")
-
-AGREE_EVERY: Final = 10
-"""Ranks exchange requests that only one of them knows of at least every so many updates."""
 
 
 class Loop:
@@ -60,13 +61,18 @@ class Loop:
         self.resume_from = resume_from
         self.phase = Phase.INIT
         self.raised: dict[Signal, Request] = {}
-        self.local_requests: list[Request] = []
-        self.agrees_always = any(hasattr(m.plugin, "decides_alone") for m in trainer.bus.members.values())
+        self.agreement = Agreement(self)
         self.journal = Journal(trainer.journal_path, self.ranks.rank)
         self.meter = LossMeter(self.ranks.device)
+        self.saves = Saves(trainer)
+        self.boundary = Boundary(self.state, self.ranks.device)
+        self.is_waiting = False
+        self.entered_for: Request | None = None
+        self.postponed: Request | None = None
         self.batches: Iterator[Any] | None = None
-        self.plugin_states_of_absentees: dict[str, Any] = {}
-        self.accumulation = self.args.gradient_accumulation_steps
+        self.window: Sequence[Any] = ()
+        self.plugin_states = PluginStates()
+        self.batching = new_batching(self.args, self.ranks.world_size)
         self.handlers = {
             Phase.INIT: self.init,
             Phase.EPOCH: self.epoch,
@@ -81,11 +87,18 @@ class Loop:
         self.journal.open()
         self.bus.tell("on_phase", trainer=self.trainer, phase=self.phase)
         while True:
-            self.handlers[self.phase]()
+            try:
+                self.handlers[self.phase]()
+            except Interrupted:
+                self.give_up()
+            if self.saves.durable:
+                self.saves.announce()
             if self.ranks.world_size > 1:
-                self.agree()
+                self.agreement.reach()
             if self.bus.is_stale:
-                self.agrees_always = any(hasattr(m.plugin, "decides_alone") for m in self.bus.members.values())
+                if self.bus.failure is not None and self.ranks.world_size == 1:
+                    raise self.bus.failure
+                self.agreement.look()
                 self.hooks, self.timed_hooks = self.bus.step_hooks()
             if self.phase is Phase.STOP:
                 return self.journal.left(Phase.STOP, self.state.global_step, None, Signal.READY, None)
@@ -103,7 +116,7 @@ class Loop:
         """
         check_exit(self.phase, target)
         self.journal.left(self.phase, self.state.global_step, target, signal, self.raised.get(signal))
-        self.phase = target
+        self.phase, self.entered_for = target, self.raised.get(signal)
         if target in LOWERED_ON_ENTRY:
             self.raised.pop(LOWERED_ON_ENTRY[target], None)
         self.bus.tell("on_phase", trainer=self.trainer, phase=target)
@@ -111,6 +124,8 @@ class Loop:
     def init(self) -> None:
         """Prepares everything, loads a checkpoint, tells the plugins, and asks for what is due before training."""
         trainer, state, args = self.trainer, self.state, self.args
+        if self.resume_from:
+            self.resume_from = foresee_checkpoint(trainer, self.resume_from)
         prepare(trainer)
         self.stream = trainer.train_stream
         self.stepper = Stepper(trainer, self.meter)
@@ -120,6 +135,10 @@ class Loop:
         self.tally.begin()
         self.hooks, self.timed_hooks = self.bus.step_hooks()
         self.started = perf_counter()
+        if is_finished(trainer):
+            self.raised[Signal.STOP] = load_closing(trainer)
+            return
+        trainer.finished = None
         self.bus.tell("on_train_begin", trainer=trainer)
         self.end_epoch("no epoch is open yet")
         if state.stopped_by is not None:
@@ -142,16 +161,21 @@ class Loop:
                 self.close_epoch()
                 return
             self.stepper.refresh()
+            self.boundary.watch(self.trainer.model)
             self.batches = self.stream.epoch(state.epochs_done, state.batches_done)
 
     def step(self) -> None:
         """Does one update: fetch its micro-batches, train, count, tell, and ask for what is due after it."""
         state, trainer = self.state, self.trainer
         assert self.batches is not None
-        window = list(islice(self.batches, self.accumulation))
+        self.boundary.mark()
+        self.is_waiting = self.ranks.world_size == 1
+        window = list(islice(self.batches, self.batching.accumulation))
+        self.is_waiting = False
         if not window:
             self.end_of_data()
             return
+        self.window = window
         step = state.global_step + 1
         hooks = self.hooks if step % SAMPLE_EVERY else self.timed_hooks
         if hooks.on_step_begin is not None:
@@ -171,31 +195,35 @@ class Loop:
             self.request(Signal.EVAL, by="eval_strategy", why=trainer.eval_cadence.reason(step, state.max_steps))
         if hooks.on_step_end is not None:
             hooks.on_step_end(trainer)
+        self.window = ()
 
     def evaluate(self) -> None:
         """Evaluates, as the user may have overridden it, and remembers the best metric."""
         self.stepper.guard.settle()
+        self.boundary.mark()
         self.state.last_eval_step = self.state.global_step
         metrics = self.trainer.evaluate()
+        self.boundary.forget()
         if remember_best(self.trainer, metrics):
             self.bus.tell("on_new_best", trainer=self.trainer)
         self.bus.tell("on_eval_end", trainer=self.trainer, metrics=metrics)
 
     def save(self) -> None:
-        """Asks for a checkpoint and announces it."""
+        """Asks for a checkpoint and announces it; one that is written behind the training when it is durable."""
         self.stepper.guard.settle()
-        self.state.last_save_step = self.state.global_step
-        checkpoint = self.bus.ask("write_checkpoint", trainer=self.trainer)
+        self.saves.announce()  # of the one before: when this one is made it may be rotated away
+        checkpoint = self.saves.ask()
         if checkpoint is None:
             logger.warning("step %d: a save was asked for, and no plugin writes checkpoints.", self.state.global_step)
-        else:
-            self.bus.tell("on_save", trainer=self.trainer, checkpoint=checkpoint)
+        self.saves.announce()
 
     def stop(self) -> None:
         """Logs the summary of training, brings back the best model, and tells that training is over."""
+        self.saves.announce()
         self.stepper.guard.settle()
         finish(self.trainer, self)
-        self.bus.tell("on_train_end", trainer=self.trainer)
+        if self.trainer.finished is None:
+            self.bus.tell("on_train_end", trainer=self.trainer)
 
     def close_epoch(self) -> None:
         """Ends the open epoch and asks for the evaluation that is due at its end."""
@@ -242,7 +270,7 @@ class Loop:
         """
         request = Request(signal, by, why, interrupt)
         if local and self.ranks.world_size > 1:
-            self.local_requests.append(request)
+            self.agreement.requests.append(request)
             return
         is_first = signal not in self.raised
         if is_first:
@@ -251,26 +279,43 @@ class Loop:
             self.state.stopped_by = {"by": by, "why": why}
 
     def drop_served(self) -> None:
-        """Takes back requests for an evaluation or a save that this update already had."""
+        """Takes back requests for an evaluation or a save that this update already had.
+
+        A run that is cut short saves at once: its evaluation waits in the checkpoint for the run that goes on.
+        """
         state = self.state
+        if self.is_interrupted and Signal.EVAL in self.raised:
+            self.postponed = self.raised.pop(Signal.EVAL)
         if state.last_eval_step == state.global_step:
             self.raised.pop(Signal.EVAL, None)
         if state.last_save_step == state.global_step:
             self.raised.pop(Signal.SAVE, None)
 
-    def agree(self) -> None:
-        """Makes requests that one rank knows of known to all, at every boundary but most of those between updates."""
-        if self.phase is Phase.STEP and self.state.global_step % AGREE_EVERY and not self.agrees_always:
-            return
-        flag = torch.tensor(float(bool(self.local_requests)), device=self.ranks.device)
-        if self.ranks.max(flag).item():
-            of_ranks = self.ranks.gather_objects(self.local_requests)
-            for rank, requests in enumerate(of_ranks):
-                for request in requests:
-                    is_common = all(request in others for others in of_ranks)
-                    by = request.by if is_common else f"{request.by} (rank {rank})"
-                    self.request(request.signal, by=by, why=request.why, interrupt=request.interrupt)
-            self.local_requests = []
+    def give_up(self) -> None:
+        """Puts back what an update or an evaluation had begun that ended too early; the evaluation stays due."""
+        self.is_waiting = False
+        self.boundary.put_back()
+        if self.phase is Phase.EVAL:
+            self.postponed = self.entered_for
+
+    def safe_point(self, batch: int, common: int) -> None:
+        """Gives an evaluation up when the run is to be cut short; called after each of its batches.
+
+        Args:
+            batch: how many are done on this rank.
+            common: up to which batch all ranks come here.
+
+        Raises:
+            Interrupted: on all ranks at the same batch.
+        """
+        self.agreement.reach_in_evaluation(batch, common)
+        if self.is_interrupted:
+            raise Interrupted
+
+    @property
+    def pending(self) -> Request | None:
+        """The evaluation that is due and was not made yet."""
+        return self.postponed or self.raised.get(Signal.EVAL)
 
     def is_padded(self, is_last: bool) -> bool:
         """Tells whether the last micro-batch fetched only keeps this rank in step with the others."""
@@ -278,10 +323,10 @@ class Loop:
 
     def fraction(self, is_last: bool) -> float:
         """Gives epochs trained, with the fraction of the open one (0 where its length is unknown)."""
-        state, length = self.state, self.stream.num_batches
+        state, length = self.state, self.stream.num_windows
         if is_last or not length:
             return float(state.epochs_done + is_last)
-        return state.epochs_done + state.batches_done / length
+        return state.epochs_done + self.batching.windows(state.batches_done) / length
 
     @property
     def is_interrupted(self) -> bool:

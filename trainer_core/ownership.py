@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.errors import OwnershipError, SettingsError, TrainerCoreError
+from trainer_core.files import make_folder
 
 try:
     import fcntl
@@ -46,15 +47,17 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def owned(output_dir: Path, ranks: Ranks) -> Iterator[None]:
-    """Owns `output_dir` for the time of the context; on all ranks together.
+def owned(output_dir: Path, ranks: Ranks | None = None) -> Iterator[None]:
+    """Owns `output_dir` for the time of the context; on all ranks together, or, without `ranks`, for this process.
 
     Raises:
         OwnershipError: another run owns it; on every rank.
         SettingsError: it cannot be written to; on every rank.
     """
-    taken = _take(output_dir) if ranks.is_main else None
-    refusal = ranks.from_main(taken if isinstance(taken, TrainerCoreError) else None)
+    taken = _take(output_dir) if ranks is None or ranks.is_main else None
+    refusal = taken if isinstance(taken, TrainerCoreError) else None
+    if ranks is not None:
+        refusal = ranks.from_main(refusal)
     if refusal is not None:
         raise refusal
     if isinstance(taken, int):
@@ -70,19 +73,27 @@ def owned(output_dir: Path, ranks: Ranks) -> Iterator[None]:
 def _take(output_dir: Path) -> int | TrainerCoreError:
     """Gives the descriptor that holds the lock, or why there is none."""
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(output_dir)
         descriptor = os.open(output_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        problem = f"cannot be written to, got {str(output_dir)!r} ({error})"
-        return SettingsError([f"output_dir: {problem}. Name a folder that is there or can be made."])
+        return _unwritable(output_dir, error)
     if not _locked(descriptor):
         os.close(descriptor)
         problem = f"another run owns it, got {str(output_dir)!r} ({_owner(output_dir / NAME)})"
         return OwnershipError(f"output_dir: {problem}. Wait for it, or use another folder.")
     me = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        return _unwritable(output_dir, error)
     return descriptor
+
+
+def _unwritable(output_dir: Path, error: OSError) -> SettingsError:
+    problem = f"cannot be written to, got {str(output_dir)!r} ({error})"
+    return SettingsError([f"output_dir: {problem}. Name a folder that is there or can be made."])
 
 
 def _locked(descriptor: int) -> bool:

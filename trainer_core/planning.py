@@ -55,7 +55,7 @@ def arithmetic_of(trainer: Trainer, batches: BatchStream) -> Arithmetic:
         )
     if micro_batches is None and args.max_steps <= 0:
         raise SettingsError(["max_steps: is needed, the training data has no length. Set it to the updates to do."])
-    updates = math.ceil(micro_batches / args.gradient_accumulation_steps) if micro_batches else None
+    updates = math.ceil(micro_batches / trainer.batching.accumulation) if micro_batches else None
     if args.max_steps > 0:
         max_steps = args.max_steps
         epochs = max_steps / updates if updates else None
@@ -83,9 +83,9 @@ def plan_of(trainer: Trainer, arithmetic: Arithmetic | None = None) -> Plan:
         num_parameters=sum(parameter.numel() for parameter in parameters),
         num_trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         num_samples=arithmetic.num_samples,
-        batch_size=args.per_device_train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        world_size=trainer.ranks.world_size,
+        batch_size=trainer.batching.batch_size,
+        gradient_accumulation_steps=trainer.batching.accumulation,
+        world_size=trainer.batching.world_size,
         micro_batches_per_epoch=arithmetic.micro_batches_per_epoch,
         updates_per_epoch=arithmetic.updates_per_epoch,
         num_train_epochs=arithmetic.num_train_epochs,
@@ -110,7 +110,7 @@ def _num_samples(trainer: Trainer, batches: BatchStream) -> int | None:
     length = len(trainer.train_dataset)
     if not trainer.args.dataloader_drop_last:
         return length
-    window = trainer.args.per_device_train_batch_size * trainer.ranks.world_size
+    window = trainer.batching.window
     return length // window * window
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from torch import nn
 
 from trainer_core.activations import checkpoint_activations
 from trainer_core.assembly import new_model
+from trainer_core.batching import kept_batching, new_batching
+from trainer_core.buckets import settle_buckets
 from trainer_core.cadence import Cadence, interval
 from trainer_core.data.reading import stream
 from trainer_core.errors import ModelError, SettingsError
@@ -20,6 +23,8 @@ from trainer_core.planning import Arithmetic, arithmetic_of, check_data, plan_of
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
+
+logger = logging.getLogger("trainer_core.preparation")
 
 
 def prepare(trainer: Trainer) -> None:
@@ -39,6 +44,7 @@ def prepare(trainer: Trainer) -> None:
     seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
     refuse_unshared(trainer, trainer.train_dataloader, "get_train_dataloader")
     trainer.train_stream = stream(trainer.train_dataloader, seed=seed)
+    set_batching(trainer)
     arithmetic = arithmetic_of(trainer, trainer.train_stream)
     set_counters(trainer, arithmetic)
     plan = plan_of(trainer, arithmetic)
@@ -48,6 +54,25 @@ def prepare(trainer: Trainer) -> None:
     wrap(trainer)
     create_optimizer_and_scheduler(trainer, arithmetic.max_steps)
     trainer.scaler = torch.amp.GradScaler(trainer.ranks.device.type) if trainer.precision is torch.float16 else None
+
+
+def set_batching(trainer: Trainer) -> None:
+    """Decides how an update is shared out over ranks and micro-batches: in a resumed run with the samples it had.
+
+    Raises:
+        SettingsError: it cannot be shared out so.
+    """
+    assert trainer.running is not None
+    args, state, world_size = trainer.args, trainer.state, trainer.ranks.world_size
+    batching = new_batching(args, world_size)
+    if state.global_batch_size and trainer.train_stream.is_own:  # what a user's own loader gives is not cut anew
+        batching = kept_batching(args, world_size, state.global_batch_size, state.data_window)
+        if batching.accumulation != args.gradient_accumulation_steps and trainer.ranks.is_main:
+            told = "gradient_accumulation_steps: is %d instead of %d; an update keeps its %d samples (%s)."
+            named, kept = args.gradient_accumulation_steps, batching.accumulation
+            logger.warning(told, kept, named, batching.global_batch_size, batching)
+    trainer.running.loop.batching = batching
+    state.global_batch_size, state.data_window = batching.global_batch_size, batching.window
 
 
 def place(trainer: Trainer) -> None:
@@ -73,6 +98,7 @@ def wrap(trainer: Trainer) -> None:
         model = torch.compile(model, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)  # type: ignore[assignment] # torch types it as a callable
     if trainer.ranks.world_size > 1:
         model = trainer.accelerator.prepare_model(model)
+        settle_buckets(model, trainer.ranks.world_size)
     trainer.model_wrapped = model
 
 

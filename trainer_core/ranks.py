@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from trainer_core.connections import remembered
 from trainer_core.errors import DistributedError
+from trainer_core.rendezvous import meeting_place
 from trainer_core.settings.section import DEFAULT
 
 if TYPE_CHECKING:
@@ -45,10 +47,12 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
         "static_graph": args.ddp_static_graph,
     }
     ddp = DistributedDataParallelKwargs(**{name: value for name, value in wants.items() if value is not None})
-    group = InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
+    group = InitProcessGroupKwargs(
+        backend=args.ddp_backend, init_method=meeting_place(), timeout=timedelta(seconds=args.ddp_timeout)
+    )
     is_fresh = not AcceleratorState._shared_state
     is_on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    with _launched_for_shards(is_on_cpu=is_on_cpu) as passed_over:
+    with _launched_for_shards(is_on_cpu=is_on_cpu) as passed_over, remembered():
         accelerator = Accelerator(
             cpu=True if is_on_cpu else None,
             mixed_precision="no" if is_fresh else None,  # autocast is entered by the step itself

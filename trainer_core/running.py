@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import monotonic
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer_core.boundary import Interrupted
 from trainer_core.data.reading import dead_worker
 from trainer_core.loop import Loop
 from trainer_core.ownership import owned
 from trainer_core.phases import Phase, Signal
 from trainer_core.process import determinism, own_random_states, tf32
+from trainer_core.rescue import rescue
 from trainer_core.state import TrainerState
+from trainer_core.watching import begin_watch, lost_rank, reunite
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
+    from trainer_core.watch import Watch
 
-INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
+ONE_PRESS_SECONDS: Final = 2.0
+"""A terminal and a launcher both hand the same Ctrl-C on to a rank; within this time that counts as one."""
+
+
+def _is_foreign(number: signal.Signals) -> bool:
+    """Tells whether a handler was set past Python: Python would not put it back."""
+    handler = signal.getsignal(number)
+    if handler is not signal.SIG_DFL or os.name == "nt":
+        return handler is None
+    action = ctypes.create_string_buffer(512)  # more than any system's `struct sigaction`, whose first field it is
+    ctypes.CDLL(None).sigaction(int(number), None, action)
+    return bool(ctypes.c_void_p.from_buffer(action).value)
 
 
 class Running:
@@ -40,13 +58,17 @@ class Running:
         trainer.bus.begin()
         self.loop = Loop(trainer, source)
         self.is_active = False
+        self.signalled_at = -ONE_PRESS_SECONDS
+        self.watch: Watch | None = None
         self.undo = ExitStack()
 
     def __enter__(self) -> Running:
         args, rank = self.trainer.args, self.trainer.ranks.rank
         self.trainer.outcome = ""
         self.trainer.memory.begin()
+        self.trainer.resume_source = self.loop.resume_from
         self.trainer.resumed_from = self.trainer.loaded_best_from = self.trainer.stop_request = None
+        self.trainer.finished = None
         self.undo.enter_context(own_random_states(args.seed + rank))
         self.undo.enter_context(determinism(full=args.full_determinism))
         self.undo.enter_context(tf32(args.tf32))
@@ -56,7 +78,8 @@ class Running:
         return self
 
     def own(self) -> None:
-        """Owns the output folder until the run ends."""
+        """Watches over the ranks and owns the output folder until the run ends."""
+        self.watch = begin_watch(self.loop)
         self.undo.enter_context(owned(Path(self.trainer.args.output_dir), self.trainer.ranks))
 
     def __exit__(
@@ -64,10 +87,14 @@ class Running:
     ) -> None:
         trainer, loop = self.trainer, self.loop
         trainer.bus.is_held = False
+        lost = None if error is None else lost_rank(self.watch, error)
+        broken, error = error, lost or error
         try:
             if error is not None:
                 trainer.outcome = "failed"
                 error.add_note(f"raised in phase {loop.phase.name}, after step {trainer.state.global_step}")
+                reunite(loop, self.watch, error)
+                rescue(loop, error)
                 loop.journal.failed(loop.phase, trainer.state.global_step, error)
                 self._tell_all("on_exception", error, error=error)
         finally:
@@ -75,8 +102,12 @@ class Running:
                 self._tell_all("on_teardown", error)
             finally:
                 self.is_active = False
+                if self.watch is not None:
+                    self.watch.close()
                 loop.close()
                 self.undo.close()
+        if lost is not None:
+            raise lost from broken
         dead = None if error is None else dead_worker(error)
         if dead is not None:
             for note in getattr(error, "__notes__", ()):
@@ -94,11 +125,15 @@ class Running:
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into requests to save and stop; a second one of them stops at once."""
+        """Turns the signals of `stop_signals` into requests to save and stop; a second one of them stops at once.
+
+        A handler that was not set from Python (faulthandler's) could not be put back and is left alone.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
+        wanted = [signal.Signals[name] for name in self.trainer.args.stop_signals]
+        before = {number: signal.signal(number, self._interrupted) for number in wanted if not _is_foreign(number)}
         try:
             yield
         finally:
@@ -106,10 +141,17 @@ class Running:
                 signal.signal(number, handler)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.loop.is_interrupted or self.loop.phase in (Phase.INIT, Phase.STOP):
+        name, loop, before = signal.Signals(number).name, self.loop, self.signalled_at
+        self.signalled_at = monotonic()
+        if loop.ranks.world_size > 1 and self.signalled_at - before < ONE_PRESS_SECONDS:
+            return
+        if before < 0 and loop.is_interrupted:  # another rank got it first, and all are ending
+            return
+        if loop.is_interrupted or loop.agreement.requests or loop.phase in (Phase.INIT, Phase.STOP):
             raise KeyboardInterrupt(f"{name}: stopped at once")
         for wanted in (Signal.SAVE, Signal.STOP):
-            self.loop.request(
+            loop.request(
                 wanted, by=name, why="the operating system or the user asks to end", interrupt=True, local=True
             )
+        if loop.is_waiting:
+            raise Interrupted

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
-from trainer_core.errors import CheckpointError
+from trainer_core.errors import CheckpointError, SettingsError
 from trainer_core.optim.optimizers import load_optimizer_state_dict, optimizer_state_dict
 from trainer_core.optim.schedule_state import load_schedule_state, schedule_state
+from trainer_core.phases import Signal
+from trainer_core.settings.comparison import Difference, differences, saved_settings
 from trainer_core.settings.names import PLUGIN_OF, distribution_of
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
 
 logger = logging.getLogger("trainer_core.snapshot")
+
+_UNKNOWN: Final = "settings: the checkpoint does not hold those of its run. What was changed since then is not known."
+
+_TYPE_OF: Final = {"optim": "optimizer_type", "lr_scheduler_type": "lr_scheduler_type"}
+_GOES_ON: Final = "the run goes on with that of its checkpoint, start anew to change it"
 
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
@@ -26,39 +32,33 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
     loop = trainer.running.loop
     return {
         "counters": trainer.state.counters(),
+        "settings": saved_settings(trainer.args),
         "optimizer_type": type(trainer.optimizer).__name__,
         "optimizer": optimizer_state_dict(trainer.optimizer),
+        "lr_scheduler_type": type(trainer.lr_scheduler).__name__,
         "lr_scheduler": None if trainer.lr_scheduler is None else schedule_state(trainer.lr_scheduler),
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "losses": loop.meter.state_dict(),
         "parts": loop.stepper.parts,
-        "plugins": {
-            name: member.plugin.state_dict()
-            for name, member in trainer.bus.members.items()
-            if hasattr(member.plugin, "state_dict") and hasattr(member.plugin, "load_state_dict")
-        }
-        | loop.plugin_states_of_absentees,
+        "pending": None if loop.pending is None else {"by": loop.pending.by, "why": loop.pending.why},
+        **loop.plugin_states.state_dict(trainer.bus),
     }
 
 
 def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Takes over what `run_state` gave.
-
-    State of a plugin that is not there is kept for the next checkpoint; a plugin without state in it starts afresh.
+    """Takes over what `run_state` gave, where the settings allow it; what they changed is said when all is loaded.
 
     Raises:
-        CheckpointError: the optimizer is another one, or its state does not fit.
+        SettingsError: settings have other values and must not; it names all of them.
+        CheckpointError: the state of the optimizer or of a plugin does not fit.
     """
     assert trainer.running is not None
     loop = trainer.running.loop
-    saved, own = state["optimizer_type"], type(trainer.optimizer).__name__
-    if saved != own:
-        raise CheckpointError(
-            f"optim: the checkpoint holds the state of {saved}, got {own}. "
-            f"Resume with the optimizer that saved it, or start anew from its weights."
-        )
+    found = [change for change in _changes(trainer, state) if change.kind != "free"]
+    if refused := [change for change in found if change.kind == "refused"]:
+        _record(trainer, state, found)
+        raise SettingsError([change.problem for change in refused])
     trainer.state.restore(state["counters"])
-    wanted = _rates(trainer.optimizer)
     try:
         load_optimizer_state_dict(trainer.optimizer, state["optimizer"])
     except (ValueError, KeyError) as error:
@@ -66,40 +66,70 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
             f"optimizer: its state in the checkpoint does not fit, {error}. "
             f"Resume with the model, optimizer and weight_decay that saved it."
         ) from error
-    for name, restored in _rates(trainer.optimizer).items():
-        if restored != wanted[name]:
-            told = "%s: the run goes on with that of its checkpoint, %s, got %s. Start anew to change it."
-            logger.warning(told, name, restored, wanted[name])
     if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
-        load_schedule_state(trainer.lr_scheduler, state["lr_scheduler"])
+        try:
+            load_schedule_state(trainer.lr_scheduler, state["lr_scheduler"])
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"lr_scheduler: its state in the checkpoint does not fit, {error}"
+            raise CheckpointError(f"{what}. Resume with the schedule that saved it.") from error
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(dict(state["scaler"]))
     loop.meter.load_state_dict(state["losses"])
     loop.stepper.parts = int(state["parts"])
-    loop.plugin_states_of_absentees = {}
-    for name, plugin_state in state["plugins"].items():
-        member = trainer.bus.members.get(name)
-        if member is not None and hasattr(member.plugin, "load_state_dict"):
-            try:
-                member.plugin.load_state_dict(plugin_state)
-            except Exception as error:
-                error.add_note(f"raised in load_state_dict of plugin {name!r}")
-                raise
-        else:
-            loop.plugin_states_of_absentees[name] = plugin_state
+    if (pending := state.get("pending")) is not None:
+        loop.request(Signal.EVAL, by=str(pending["by"]), why=str(pending["why"]))
+    loop.plugin_states.load_state_dict(trainer, state)
+    if found and trainer.ranks.is_main:
+        head = f"settings changed since the checkpoint of step {trainer.state.global_step}:"
+        logger.warning("%s", "\n".join([head, *(f"  {change.line}" for change in found)]))
+        _record(trainer, state, found)
 
 
-def _rates(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Gives what a checkpoint brings back although a setting says it too, of the first group of parameters."""
-    group = optimizer.param_groups[0]
-    return {"learning_rate": group.get("initial_lr", group["lr"]), "weight_decay": group.get("weight_decay")}
+def _changes(trainer: Trainer, state: Mapping[str, Any]) -> list[Difference]:
+    """Gives what differs from the run that saved `state`: its settings, and what its objects say beside them."""
+    found: dict[str, Difference] = {}
+    if (saved := state.get("settings")) is not None:
+        told = differences(trainer.args, saved, state["counters"], trainer.state.max_steps)
+        found = {change.name: change for change in told}
+    elif trainer.ranks.is_main:
+        logger.warning(_UNKNOWN)
+    for change in _changes_of_objects(trainer, state):
+        told_so_far = found.setdefault(change.name, change)
+        if change.kind == "refused":
+            found[change.name] = replace(told_so_far, kind=change.kind, note=change.note)
+    return list(found.values())
 
 
-def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
-    """Resumes from `source` through the plugin that reads checkpoints; where nothing was saved yet the run begins anew.
+def _changes_of_objects(trainer: Trainer, state: Mapping[str, Any]) -> Iterator[Difference]:
+    """Gives what differs in optimizer and schedule, which may be the user's own."""
+    optimizer, lr_scheduler = trainer.optimizer, trainer.lr_scheduler
+    for name, own in {"optim": optimizer, "lr_scheduler_type": lr_scheduler}.items():
+        kind = type(own).__name__
+        saved_kind = state.get(_TYPE_OF[name], kind)
+        if saved_kind != kind:
+            note = "the state in the checkpoint is of another kind"
+            yield Difference(name, "refused", saved_kind, kind, note=note)
+    groups = state["optimizer"].get("param_groups") or [{}], optimizer.param_groups  # without groups it does not load
+    rate = "lr" if lr_scheduler is None else "initial_lr"
+    for name, key in {"learning_rate": rate, "weight_decay": "weight_decay"}.items():
+        before, now = (group[0].get(key) for group in groups)
+        if before is not None and now is not None and float(before) != float(now):
+            yield Difference(name, "said", float(before), float(now), note=_GOES_ON)
+
+
+def _record(trainer: Trainer, state: Mapping[str, Any], found: list[Difference]) -> None:
+    told = {kind: [change.record for change in found if change.kind == kind] for kind in ("said", "refused")}
+    trainer.record("settings_changed", step=state["counters"]["global_step"], **told)
+
+
+def foresee_checkpoint(trainer: Trainer, source: str | bool) -> str | bool:
+    """Fetches the checkpoint that `source` means where it is not here, and takes over what the data is made by.
+
+    Returns:
+        What to load it from.
 
     Raises:
-        CheckpointError: no plugin reads checkpoints, or there is none of that name.
+        CheckpointError: no plugin reads checkpoints.
     """
     if not trainer.bus.listens("read_checkpoint"):
         plugin = PLUGIN_OF["resume_from_checkpoint"]
@@ -110,6 +140,18 @@ def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
     if isinstance(source, str) and not Path(source).exists():
         fetched = trainer.bus.ask("fetch_checkpoint", trainer=trainer, source=source)
         source = source if fetched is None else str(fetched)
+    counters = trainer.bus.ask("foresee_checkpoint", trainer=trainer, source=source)
+    for name in ("global_batch_size", "data_window"):
+        setattr(trainer.state, name, int((counters or {}).get(name, 0)))
+    return source
+
+
+def load_checkpoint(trainer: Trainer, source: str | bool) -> None:
+    """Resumes from `source` through the plugin that reads checkpoints; where nothing was saved yet the run begins anew.
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
     folder = trainer.bus.ask("read_checkpoint", trainer=trainer, source=source)
     if folder is None and source is True:
         logger.info("resume_from_checkpoint: nothing was saved in %s yet; the run begins.", trainer.args.output_dir)

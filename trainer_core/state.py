@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
@@ -37,6 +38,15 @@ class Request:
         return self.by in ("max_steps", "num_train_epochs")
 
 
+class Saving(Enum):
+    """What `write_checkpoint` answers while there is no checkpoint to announce."""
+
+    BEHIND = "behind"
+    """It is written while the training goes on; `Trainer.finish_save` says how that ended."""
+    FAILED = "failed"
+    """It could not be written, which was said; the run goes on without it."""
+
+
 @dataclass(slots=True)
 class TrainerState:
     """Counters of a run, under the guide's names.
@@ -50,6 +60,8 @@ class TrainerState:
         batches_done: micro-batches of the open epoch that this rank has trained on.
         epoch_is_open: between the begin and the end of an epoch.
         train_batch_size: samples a micro-batch a rank.
+        global_batch_size: samples an update over all ranks, as long as the run lasts.
+        data_window: samples a micro-batch over all ranks had when the run began.
         logging_steps, eval_steps, save_steps: updates between two of a kind; 0 for never.
         num_samples_seen: samples trained on, over all ranks.
         num_input_tokens_seen: tokens of the main input trained on, over all ranks; 0 while they are not counted.
@@ -71,6 +83,8 @@ class TrainerState:
     batches_done: int = 0
     epoch_is_open: bool = False
     train_batch_size: int = 0
+    global_batch_size: int = 0
+    data_window: int = 0
     logging_steps: int = 0
     eval_steps: int = 0
     save_steps: int = 0
@@ -112,7 +126,16 @@ _OF_THIS_PROCESS = (
     "trial_name",
     "trial_params",
 )
-_OF_THE_SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
+_OF_THE_SETTINGS = (
+    "max_steps",
+    "num_train_epochs",
+    "train_batch_size",
+    "global_batch_size",
+    "data_window",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+)
 
 
 def asdict_without_history(state: TrainerState) -> dict[str, Any]:

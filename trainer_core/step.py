@@ -59,8 +59,10 @@ class Stepper:
         self.moves = self.device.type != "cpu"
         self.parts = 1
         self.is_checked = False
+        self.is_torn = False
         self.count: Count | None = None
         self.weight: Weight | None = None
+        self.last: tuple[Value, torch.Tensor | None] = 0.0, None
         self.label_names = trainer.label_names
         self.is_shifted = trainer.is_shifted
         self.gives_count = (
@@ -172,16 +174,18 @@ class Stepper:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = self.clip() if self.clip is not None else None
+        self.last = loss, norm
         judged_norm = norm if self.scaler is None else None  # a gradient that overflows is the scaler's business
         if self.guard.is_on and not self.guard.passes(loss, judged_norm, step):
             if self.scaler is not None:
                 self.scaler.update()  # ends what unscale_ began
             return self.clear_gradients()
+        if hooks.on_pre_optimizer_step is not None:
+            hooks.on_pre_optimizer_step(self.trainer)
+        self.is_torn = True
         self.meter.add(*self.guard.counted(loss))
         self.meter.learning_rate = self.first_group["lr"]
         self.meter.grad_norm = norm
-        if hooks.on_pre_optimizer_step is not None:
-            hooks.on_pre_optimizer_step(self.trainer)
         is_done = True
         if self.scaler is None:
             self.optimizer_step()
@@ -193,6 +197,7 @@ class Stepper:
             self.schedule_step()
         for parameter in self.parameters:
             parameter.grad = None
+        self.is_torn = False
         if self.empty_cache_steps and step % self.empty_cache_steps == 0:
             torch.get_device_module(self.device).empty_cache()
         return None

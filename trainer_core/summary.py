@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.phases import Signal
+
+RESUMABLE: Final = 75
+"""Exit code of a run that a plugin cut short, to go on when it is resumed (EX_TEMPFAIL of sysexits.h)."""
 
 if TYPE_CHECKING:
     from trainer_core.loop import Loop
@@ -22,13 +26,26 @@ def finish(trainer: Trainer, loop: Loop) -> None:
     else:
         trainer.outcome = "completed"
     trainer.stop_request = request
-    trainer.train_metrics = closing_metrics(trainer, loop)
-    if trainer.outcome == "interrupted":
-        return  # the row that closes the log is that of the run that finishes
-    trainer.log(trainer.train_metrics)
+    if trainer.finished is not None:
+        trainer.train_metrics = dict(trainer.finished["metrics"])
+    else:
+        trainer.train_metrics = closing_metrics(trainer, loop)
+        if trainer.outcome == "interrupted":
+            return  # the row that closes the log is that of the run that finishes
+        trainer.log(trainer.train_metrics)
     best = trainer.bus.ask("read_best_model", trainer=trainer)
     if best is not None:
         trainer.loaded_best_from = best
+
+
+def exit_code(trainer: Trainer) -> int:
+    """Gives the exit code for how the last call of `train()` ended."""
+    if trainer.outcome == "failed":
+        return 1
+    if trainer.outcome != "interrupted" or trainer.stop_request is None:
+        return 0
+    name, _, _ = trainer.stop_request.by.partition(" ")  # "SIGTERM (rank 1)"
+    return 128 + signal.Signals[name] if name in signal.Signals.__members__ else RESUMABLE
 
 
 def closing_metrics(trainer: Trainer, loop: Loop) -> dict[str, Any]:

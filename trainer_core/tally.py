@@ -25,14 +25,11 @@ class Tally:
     """Adds up the samples of updates in `trainer.state`; made when training begins."""
 
     def __init__(self, trainer: Trainer) -> None:
-        args = trainer.args
         self.state = trainer.state
         self.ranks = trainer.ranks
         self.stream = trainer.train_stream
-        self.accumulation = args.gradient_accumulation_steps
-        self.samples_of_full_window = 0
-        if self.stream.num_rows is not None:
-            self.samples_of_full_window = args.per_device_train_batch_size * self.accumulation * self.ranks.world_size
+        self.accumulation = trainer.batching.accumulation
+        self.samples_of_full_window = trainer.batching.global_batch_size if self.stream.num_rows is not None else 0
 
     def begin(self) -> None:
         """Remembers what earlier calls of `train()` counted; after a checkpoint is loaded."""

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from trainer_core import assembly, modes, results
+from trainer_core.batching import Batching, new_batching
 from trainer_core.bus import Bus
 from trainer_core.cadence import Cadence
 from trainer_core.callbacks import TrainerControl
@@ -42,7 +43,7 @@ from trainer_core.running import Running
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.snapshot import load_run_state, run_state
 from trainer_core.state import Request, TrainerState
-from trainer_core.summary import tokens_seen, training_row
+from trainer_core.summary import exit_code, tokens_seen, training_row
 from trainer_core.weights import write_model
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ class Trainer:
     outcome: Outcome = ""
     ignore_keys_for_eval: Sequence[str] | None = None
     stop_request: Request | None = None
+    resume_source: str | bool = False
     resumed_from: Path | None = None
+    finished: Mapping[str, Any] | None = None
     loaded_best_from: Path | None = None
     rehearsed: tuple[tuple[Any, Any], set[str] | None] | None = None
 
@@ -255,7 +258,8 @@ class Trainer:
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Gives the loader of the training data; may be overridden."""
-        return build_train_loader(self.train_dataset, self.data_collator, self.args, **self._loader_options)
+        options = self._loader_options | {"run_window": self.state.data_window if self.is_in_train else None}
+        return build_train_loader(self.train_dataset, self.data_collator, self.args, **options)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Gives the loader of `eval_dataset` (a dataset, or the name of one of the trainer's); may be overridden."""
@@ -362,6 +366,23 @@ class Trainer:
             raise PluginError(f"request: {by} asked for {signal.name} while nothing trains. Ask during train().")
         self.running.loop.request(signal, by=by, why=why, interrupt=interrupt, local=local)
 
+    def finish_save(self, step: int, checkpoint: Path | None) -> None:
+        """Says how a save ended that `write_checkpoint` answered with `Saving.BEHIND`; at one boundary on all ranks.
+
+        Args:
+            step: the update whose state it holds.
+            checkpoint: its folder, durable, which is announced at the next boundary; None when the save failed.
+        """
+        if self.running is not None:
+            self.running.loop.saves.finish(step, checkpoint)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this call of `train()` is about to end, so that a save made now is its last."""
+        if self.running is None or not self.is_in_train:
+            return False
+        return Signal.STOP in self.running.loop.raised or self.running.loop.saves.is_last
+
     def log_training_row(self) -> None:
         """Logs loss, gradient norm and learning rate since the last such row; on all ranks together."""
         if self.running is not None and (row := training_row(self, self.running.loop)):
@@ -400,6 +421,21 @@ class Trainer:
         """
         if self.running is not None and self.is_in_train:
             self.running.loop.journal.record(kind, self.state.global_step, fields)
+
+    @property
+    def window(self) -> Sequence[Any]:
+        """This rank's micro-batches of the update that is being done, until `on_step_end` is over; else none."""
+        return self.running.loop.window if self.running is not None else ()
+
+    @property
+    def last_loss_and_norm(self) -> tuple[Any, Any]:
+        """This rank's share of the loss of the last update, and the norm of its gradient before it was clipped.
+
+        Numbers, or tensors that are not waited for; the norm is None where nothing is clipped.
+        """
+        if self.running is None:
+            raise RuntimeError("Trainer.last_loss_and_norm: there was no update yet. Ask during train().")
+        return self.running.loop.stepper.last
 
     def state_dict(self) -> dict[str, Any]:
         """Gives all that a run needs to go on, but the model's weights, random states and the log history.
@@ -496,6 +532,20 @@ class Trainer:
         }
         return assembly.ask_plugin(self, "search_hyperparameters", "hyperparameter_search", options=options)
 
+    def replay(self, from_step: int, steps: int, output_dir: str | Path | None = None) -> Any:
+        """Repeats updates of a run from a checkpoint and compares them with its journal, through the plugin for that.
+
+        Args:
+            from_step: update of the checkpoint to begin from; 0 for the beginning of the run.
+            steps: how many updates to repeat.
+            output_dir: folder of the run, in which nothing is changed; None for that of the settings.
+
+        Raises:
+            PluginError: no plugin replays.
+        """
+        options = {"from_step": from_step, "steps": steps, "output_dir": output_dir}
+        return assembly.ask_plugin(self, "replay_updates", "replay", options=options)
+
     # What is known
 
     def is_world_process_zero(self) -> bool:
@@ -541,12 +591,27 @@ class Trainer:
         """Accelerate's object, made at first use."""
         return create_accelerator(self.args)
 
+    @property
+    def exit_code(self) -> int:
+        """What a script passes to `sys.exit`: 0 after a run that ended for good, 1 after one that failed.
+
+        After one that was cut short: 128 + the number of the signal that did it, or 75 where a plugin did.
+        """
+        return exit_code(self)
+
     @cached_property
     def ranks(self) -> Ranks:
         """The processes of this run."""
         ranks = Ranks(self.accelerator)
         self.state.is_world_process_zero, self.state.is_local_process_zero = ranks.is_main, ranks.local_rank == 0
         return ranks
+
+    @property
+    def batching(self) -> Batching:
+        """How the samples of an update are shared out: in a resumed run so that they are as many as before."""
+        if self.running is not None and self.is_in_train:
+            return self.running.loop.batching
+        return new_batching(self.args, self.ranks.world_size)
 
     @property
     def users_optimizers(self) -> tuple[torch.optim.Optimizer | None, Any]:

@@ -20,6 +20,7 @@ from trainer_core.console.sparkline import ASCII_LEVELS, BLOCKS
 from trainer_core.console.wording import can_write, in_seconds, joined, kind_of, parts_of
 from trainer_core.hookspecs import hookimpl
 from trainer_core.phases import Phase
+from trainer_core.settings.change import Change
 from trainer_core.settings.section import Section
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class ConsoleSettings(Section):
 
     on_by_default: ClassVar[bool] = True
     flat: ClassVar[Mapping[str, str]] = {"disable_tqdm": "disable_tqdm"}
+    when_changed: ClassVar[Mapping[str, Change]] = dict.fromkeys(
+        ("mode", "disable_tqdm", "refresh_seconds", "heartbeat_seconds", "show_plan", "show_summary"), Change.free()
+    )
 
     mode: Literal["auto", "terminal", "plain", "notebook", "off"] = "auto"
     """Live lines, plain lines, a notebook's table, nothing, or what suits standard output."""
@@ -64,6 +68,7 @@ class Console:
     """
 
     settings_type: ClassVar[type[Section]] = ConsoleSettings
+    fires_in_replay: ClassVar[bool] = False
     critical: ClassVar[bool] = False
 
     def __init__(self, settings: ConsoleSettings) -> None:

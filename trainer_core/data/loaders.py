@@ -6,6 +6,7 @@ A loader is a plain torch DataLoader whose dataset gives whole batches.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ def build_train_loader(
     world_size: int = 1,
     rank: int = 0,
     columns: ModelColumns | None = None,
+    run_window: int | None = None,
 ) -> DataLoader[Any]:
     """Builds the loader of this rank's training micro-batches.
 
@@ -45,6 +47,7 @@ def build_train_loader(
         world_size: ranks that share the dataset.
         rank: this rank.
         columns: what the model takes; other columns are dropped unless `remove_unused_columns` is off.
+        run_window: samples a micro-batch over all ranks had when the run began; None for those of now.
 
     Raises:
         DataError: the dataset is empty, cannot be indexed or measured, or has no column that the model takes.
@@ -56,7 +59,8 @@ def build_train_loader(
                 "train_sampling_strategy: group_by_length needs a dataset with a length, got "
                 f"{type(dataset).__name__}. Use 'random'."
             )
-        return _stream_loader(dataset, collate, args, device, world_size, rank, columns, training=True)
+        dealt = {"world_size": world_size, "rank": rank, "training": True, "run_window": run_window}
+        return _stream_loader(dataset, collate, args, device, columns, dealt)
     length = _length(dataset, "train_dataset")
     lengths = _measured(dataset, args.length_column_name) if grouped and length else None
     order = EpochOrder(
@@ -68,6 +72,7 @@ def build_train_loader(
         world_size=world_size,
         rank=rank,
         drop_last=args.dataloader_drop_last,
+        run_window=run_window,
     )
     dataset, collate = _without_unused(dataset, collate, args, columns, training=True)
     return _map_loader(BatchFetcher(dataset, collate, seed=_seed(args), rank=rank), order, args, device)
@@ -91,7 +96,8 @@ def build_eval_loader(
         DataError: the dataset is empty, cannot be indexed, or has no column that the model takes.
     """
     if _is_stream(dataset):
-        return _stream_loader(dataset, collate, args, device, world_size, rank, columns, training=False)
+        dealt = {"world_size": world_size, "rank": rank, "training": False}
+        return _stream_loader(dataset, collate, args, device, columns, dealt)
     length = _length(dataset, "eval_dataset")
     if length == 0:
         raise DataError("eval_dataset: has no samples, got length 0. Pass a dataset with at least one.")
@@ -106,22 +112,18 @@ def _stream_loader(
     collate: Collate,
     args: TrainingArguments,
     device: torch.device,
-    world_size: int,
-    rank: int,
     columns: ModelColumns | None,
-    *,
-    training: bool,
+    dealt: Mapping[str, Any],
 ) -> DataLoader[Any]:
+    training = dealt["training"]
     dataset, collate = _without_unused(dataset, collate, args, columns, training=training)
     batches = SampleStream(
         dataset,
         collate,
         batch_size=args.per_device_train_batch_size if training else args.per_device_eval_batch_size,
         seed=_seed(args),
-        world_size=world_size,
-        rank=rank,
         drop_last=args.dataloader_drop_last and training,
-        training=training,
+        **dealt,
     )
     workers = min(args.dataloader_num_workers, 1)
     if workers < args.dataloader_num_workers:

@@ -31,6 +31,8 @@ class BatchStream(Protocol):
 
     num_batches: int | None
     """Micro-batches an epoch; None where the data has no length."""
+    num_windows: int | None
+    """Micro-batches an epoch had when the run began, with as many ranks as then; None where there is no length."""
     num_rows: int | None
     """Samples an epoch on this rank; None where that is not known (data without a length, a user's own loader)."""
     last_is_padding: bool
@@ -38,11 +40,19 @@ class BatchStream(Protocol):
 
     Known beforehand for map-style data; else it turns True with the micro-batch that is padding.
     """
+    is_own: bool
+    """Whether the loader is one of ours, whose order does not hang on the number of ranks."""
     is_dealt_singly: bool
     """Whether evaluation row i is on rank i % W (data without a length): `sampling.restore_order` tells the order."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Gives the micro-batches of `epoch` from `start` on; loads no item of a map-style dataset before it."""
+
+    def rows_of(self, epoch: int, start: int, stop: int) -> list[int] | None:
+        """Gives the rows of the dataset in this rank's micro-batches from `start` to before `stop` of `epoch`.
+
+        None where they are not known (data without a length, a user's own loader). Loads no item.
+        """
 
 
 def stream(loader: Iterable[Any], *, seed: int = 0) -> BatchStream:
@@ -85,6 +95,7 @@ def dead_worker(error: BaseException) -> DataError | None:
 class _MapStream:
     """A loader of ours over a map-style dataset."""
 
+    is_own = True
     is_dealt_singly = False
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -93,6 +104,7 @@ class _MapStream:
         self._fetch = cast("BatchFetcher", loader.dataset).fetch
         self._direct = loader.num_workers == 0 and not loader.pin_memory
         self.num_batches: int | None = self._order.num_batches
+        self.num_windows: int | None = self._order.num_windows
         self.num_rows: int | None = self._order.num_rows
         self.last_is_padding = self._order.last_is_padding
 
@@ -102,10 +114,14 @@ class _MapStream:
             return map(self._fetch, self._order)
         return _explaining(iter(self._loader), epoch, start)
 
+    def rows_of(self, epoch: int, start: int, stop: int) -> list[int] | None:
+        return self._order.rows_of(epoch, start, stop)
+
 
 class _ItemStream:
     """A loader of ours over a dataset without indices."""
 
+    is_own = True
     is_dealt_singly = True
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -113,6 +129,7 @@ class _ItemStream:
         self._items = cast("SampleStream", loader.dataset)
         self._direct = loader.num_workers == 0 and not loader.pin_memory
         self.num_batches = self._items.num_batches()
+        self.num_windows = self._items.num_windows()
         self.num_rows: int | None = None
         self.last_is_padding = False
 
@@ -121,6 +138,9 @@ class _ItemStream:
         self.last_is_padding = False
         batches = iter(self._items) if self._direct else _explaining(iter(self._loader), epoch, start)
         return map(self._unpadded, batches)
+
+    def rows_of(self, epoch: int, start: int, stop: int) -> list[int] | None:
+        return None
 
     def _unpadded(self, batch: Any) -> Any:
         if isinstance(batch, PaddingBatch):
@@ -132,6 +152,7 @@ class _ItemStream:
 class _ForeignStream:
     """A loader that a user made."""
 
+    is_own = False
     is_dealt_singly = False
     last_is_padding = False
 
@@ -146,6 +167,7 @@ class _ForeignStream:
             self.num_batches: int | None = len(cast("Any", loader))
         except TypeError:
             self.num_batches = None
+        self.num_windows = self.num_batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         _tell_epoch(self._loader, epoch)
@@ -159,6 +181,9 @@ class _ForeignStream:
         with _lent(mix(self._seed, Purpose.LOADER, epoch)):
             batches = iter(self._loader)
         return _explaining(islice(batches, skip, None), epoch, start)
+
+    def rows_of(self, epoch: int, start: int, stop: int) -> list[int] | None:
+        return None
 
 
 class _Restart:

@@ -2,8 +2,9 @@
 
 One epoch's order is a pure function of (seed, epoch), so a position in a run is three numbers: epoch, micro-batch,
 and nothing else. With W ranks of B samples, global micro-batch j is order[j*W*B : (j+1)*W*B] and rank r owns
-[r*B : (r+1)*B] of it. The short tail is dealt as evenly as it goes; a rank that gets nothing of it reads one real
-sample as *padding*, to be trained with weight 0, so that every rank makes the same number of micro-batches.
+[r*B : (r+1)*B] of it: samples are trained on in that order on any number of ranks. The short tail is dealt as evenly
+as it goes; a rank that gets nothing of it reads one real sample as *padding*, to be trained with weight 0, so that
+every rank makes the same number of micro-batches.
 
 Evaluation rows are dealt without padding and without shuffling: rank r reads one contiguous block.
 """
@@ -11,6 +12,7 @@ Evaluation rows are dealt without padding and without shuffling: rank r reads on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -67,6 +69,10 @@ class _Order(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         return self._batches(self._epoch, self._start)  # bound now, not when the first batch is asked for
 
+    def rows_of(self, epoch: int, start: int, stop: int) -> list[int]:
+        """Gives the rows of the micro-batches from `start` to before `stop` of `epoch`, one behind the other."""
+        return [row for batch in islice(self._batches(epoch, start), stop - start) for row in batch]
+
     def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         raise NotImplementedError
 
@@ -83,6 +89,8 @@ class EpochOrder(_Order):
         world_size: ranks that share the dataset.
         rank: this rank.
         drop_last: whether to leave out the short tail of an epoch.
+        run_window: samples a micro-batch over all ranks had when the run began, by which the tail is measured and
+            samples of like length are sorted; None for those of now.
 
     Raises:
         DataError: the dataset is empty, or `drop_last` leaves nothing of it.
@@ -99,9 +107,11 @@ class EpochOrder(_Order):
         world_size: int = 1,
         rank: int = 0,
         drop_last: bool = False,
+        run_window: int | None = None,
     ) -> None:
         window = batch_size * world_size
-        _check_size(length, window, drop_last)
+        run_window = run_window or window
+        _check_size(length, run_window, drop_last)
         if strategy == "group_by_length" and (lengths is None or len(lengths) != length):
             raise DataError(
                 f"train_sampling_strategy: group_by_length needs one length for each of {length} samples, "
@@ -110,39 +120,49 @@ class EpochOrder(_Order):
         self._length = length
         self._batch_size = batch_size
         self._window = window
+        self._run_window = run_window
+        self._used = length // run_window * run_window if drop_last else length
         self._seed = seed
         self._strategy: SamplingStrategy = strategy
+        self._kept: tuple[int, Rows] | None = None
         self._lengths = None if lengths is None else np.asarray(lengths, dtype=np.int64)
         self._world_size = world_size
         self._rank = rank
-        self._tail = 0 if drop_last else length % window
-        self.num_batches: int = length // window + (self._tail > 0)
+        self._tail = self._used % window
+        self.num_batches: int = -(-self._used // window)
         """Micro-batches an epoch, the same on all ranks."""
+        self.num_windows: int = -(-self._used // run_window)
+        """Micro-batches an epoch when the run began."""
         self.last_is_padding: bool = 0 < self._tail <= rank
         """Whether this rank's last micro-batch is padding."""
         share = tail_share(self._tail, world_size, rank) if self._tail else range(0)
-        self.num_rows: int = length // window * batch_size + len(share)
+        self.num_rows: int = self._used // window * batch_size + len(share)
         """Samples an epoch on this rank, padding included."""
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         order, window, size = self.order(epoch), self._window, self._batch_size
-        whole = self._length // window
+        whole = self._used // window
         first = self._rank * size
         for number in range(start, whole):
             begin = number * window + first
             yield BatchIndices(order[begin : begin + size], epoch, number)
         if self._tail and start <= whole:
             share = tail_share(self._tail, self._world_size, self._rank)
-            yield BatchIndices(order[whole * window :][share.start : share.stop], epoch, whole)
+            yield BatchIndices(order[whole * window : self._used][share.start : share.stop], epoch, whole)
 
     def order(self, epoch: int) -> Rows:
-        """Gives every row of the dataset in the order of `epoch`."""
+        """Gives every row of the dataset in the order of `epoch`; the last one asked for is kept."""
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = epoch, self._order_of(epoch)
+        return self._kept[1]
+
+    def _order_of(self, epoch: int) -> Rows:
         if self._strategy == "sequential":
             return np.arange(self._length, dtype=np.int64)
         generator = torch.Generator().manual_seed(mix(self._seed, Purpose.ORDER, epoch))
         order: Rows = torch.randperm(self._length, generator=generator).numpy()
         if self._lengths is not None and self._strategy == "group_by_length":
-            return _grouped(order, self._lengths, self._window)
+            return _grouped(order, self._lengths, self._run_window)
         return order
 
 
@@ -156,6 +176,8 @@ class EvalOrder(_Order):
         """Rows of this rank."""
         self.num_batches: int = -(-len(rows) // batch_size)
         """Micro-batches of this rank; ranks may differ."""
+        self.num_windows: int = self.num_batches
+        """The same: nothing is resumed in an evaluation."""
         self.last_is_padding: bool = False
         """Never: evaluation has no padding."""
 

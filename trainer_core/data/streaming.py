@@ -41,6 +41,8 @@ class SampleStream(IterableDataset[Any]):
         rank: this rank.
         drop_last: whether to leave out the short tail of an epoch.
         training: False for evaluation.
+        run_window: samples a micro-batch over all ranks had when the run began, by which the tail is measured; None for
+            those of now.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class SampleStream(IterableDataset[Any]):
         rank: int = 0,
         drop_last: bool = False,
         training: bool = True,
+        run_window: int | None = None,
     ) -> None:
         self.dataset = dataset
         self.collate = collate
         self._batch_size = batch_size
         self._window = batch_size * world_size
+        self._run_window = run_window or self._window
+        self._read_together = self._run_window if drop_last else self._window
         self._seed = seed
         self._world_size = world_size
         self._rank = rank
@@ -75,14 +80,27 @@ class SampleStream(IterableDataset[Any]):
 
     def num_batches(self) -> int | None:
         """Gives the micro-batches an epoch, or None where the dataset has no length."""
-        try:
-            length = len(self.dataset)
-        except (TypeError, NotImplementedError):
-            return None
-        if self._training:
-            return length // self._window if self._drop_last else -(-length // self._window)
+        length = self._length()
+        if length is None or self._training:
+            return self._windows_of(length, self._window)
         mine = len(range(self._rank, length, self._world_size))
         return -(-mine // self._batch_size)
+
+    def num_windows(self) -> int | None:
+        """Gives the micro-batches an epoch of training when the run began."""
+        return self._windows_of(self._length(), self._run_window)
+
+    def _length(self) -> int | None:
+        try:
+            return len(self.dataset)
+        except (TypeError, NotImplementedError):
+            return None
+
+    def _windows_of(self, length: int | None, window: int) -> int | None:
+        if length is None:
+            return None
+        used = length // self._run_window * self._run_window if self._drop_last else length
+        return -(-used // window)
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches(*map(int, self._position))
@@ -91,12 +109,21 @@ class SampleStream(IterableDataset[Any]):
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
         lending = Lending(seed_all=True)
-        length = 0
-        for number, window in enumerate(self._windows(lending, epoch)):
-            length += len(window)
+        windows = self._read(lending, epoch)
+        for number, window in enumerate(self._without_tail(windows) if self._drop_last else windows):
             if number >= start and (batch := self._batch(lending, window, epoch, number)) is not None:
                 yield batch
-        self._check_size(length, epoch)
+
+    def _without_tail(self, windows: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        """Gives the items that filled micro-batches when the run began, in windows of now."""
+        kept: list[Any] = []
+        for window in windows:
+            kept += window if len(window) == self._read_together else ()
+            while len(kept) >= self._window:
+                yield kept[: self._window]
+                del kept[: self._window]
+        if kept:
+            yield kept
 
     def _check_size(self, length: int, epoch: int) -> None:
         if length == 0:
@@ -104,37 +131,37 @@ class SampleStream(IterableDataset[Any]):
                 f"{self._purpose} dataset: gave no sample in epoch {epoch}. Pass one that does, and that can be "
                 "iterated once for each epoch (a generator can be read only once)."
             )
-        if self._drop_last and length < self._window:
+        if self._drop_last and length < self._run_window:
             raise DataError(
                 f"dataloader_drop_last: leaves nothing to train on, got {length} samples for batches of "
-                f"{self._window} over all ranks. Set it to False or lower per_device_train_batch_size."
+                f"{self._run_window} over all ranks. Set it to False or lower per_device_train_batch_size."
             )
 
-    def _windows(self, lending: Lending, epoch: int) -> Iterator[list[Any]]:
+    def _read(self, lending: Lending, epoch: int) -> Iterator[list[Any]]:
         """Gives the items of one global micro-batch after another, each item made under its own random state."""
         base = mix(self._seed, Purpose.SAMPLE if self._training else Purpose.EVAL_SAMPLE, epoch)
         items = self._started(lending, base, epoch)
-        number = 0
+        number, size = 0, self._read_together
         while True:
             window: list[Any] = []
             lending.hold()
             try:
-                for index in range(number * self._window, (number + 1) * self._window):
+                for index in range(number * size, (number + 1) * size):
                     lending.seed(mix(base, index))
                     item = next(items, _END)
                     if item is _END:
                         break
                     window.append(item)
             except Exception as error:
-                place = f"while reading item {number * self._window + len(window)} of the {self._purpose} dataset, "
+                place = f"while reading item {number * size + len(window)} of the {self._purpose} dataset, "
                 annotate(error, f"{place}micro-batch {number}, epoch {epoch}")
                 raise
             finally:
                 lending.release()
             if window:
                 yield window
-            if len(window) < self._window:
-                return
+            if len(window) < size:
+                return self._check_size(number * size + len(window), epoch)
             number += 1
 
     def _started(self, lending: Lending, base: int, epoch: int) -> Iterator[Any]:
@@ -170,7 +197,5 @@ class SampleStream(IterableDataset[Any]):
             return window[self._rank :: self._world_size], False
         if len(window) == self._window:
             return window[self._rank * self._batch_size :][: self._batch_size], False
-        if self._drop_last:
-            return [], False
         share = tail_share(len(window), self._world_size, self._rank)
         return window[share.start : share.stop], self._rank >= len(window)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -221,13 +221,55 @@ def optimizer_state_dict(optimizer: Optimizer) -> dict[str, object]:
 
 
 def load_optimizer_state_dict(optimizer: Optimizer, state: Mapping[str, object]) -> None:
-    """Does `optimizer.load_state_dict(state)`; a tensor that fits in place and type becomes the optimizer's own."""
+    """Does `optimizer.load_state_dict(state)`; a tensor that fits in place and type becomes the optimizer's own.
+
+    Raises:
+        ValueError, KeyError: it is no state of such an optimizer.
+    """
+    is_known = type(optimizer).__module__.startswith("torch.optim.")  # what others keep is theirs to check
+    if is_known:
+        _check_options(optimizer, state)
     _undecorated(optimizer, "load_state_dict")(dict(state))
+    if is_known and not isinstance(optimizer, _OF_OTHER_SHAPES):
+        _check_shapes(optimizer)
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 # fused kernels go over the memory of parameter and state side by side, whatever their strides say
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_options(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Raises ValueError where an option of a group is of another kind than the optimizer's own."""
+    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=False):  # the number is torch's to say
+        for name in (own.keys() & group.keys()) - {"params", "foreach", "fused"}:  # these two may be None or not
+            if not _is_like(group[name], own[name]):
+                raise ValueError(f"{name} cannot be {group[name]!r}")
+
+
+def _is_like(value: object, own: object) -> bool:
+    """Tells whether an option may have `value`, given what the optimizer has itself."""
+    if own is None:
+        return True
+    if isinstance(own, bool):
+        return isinstance(value, bool)
+    if isinstance(own, int | float | Tensor):
+        return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+    if isinstance(own, list | tuple):
+        return isinstance(value, list | tuple) and len(value) == len(own) and all(map(_is_like, value, own))
+    return True
+
+
+def _check_shapes(optimizer: Optimizer) -> None:
+    """Raises ValueError where a tensor of the state is neither one number nor of its parameter's shape."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)} for {tuple(parameter.shape)}")
+
+
+_OF_OTHER_SHAPES: Final = (torch.optim.Adafactor, torch.optim.LBFGS)
+"""Optimizers of torch with state of other shapes than that of the parameters."""
 
 
 def _undecorated(optimizer: Optimizer, name: str) -> Callable[..., dict[str, object]]:

@@ -42,7 +42,14 @@ def schedule_state(scheduler: StatefulSchedule) -> dict[str, Plain]:
 
 
 def load_schedule_state(scheduler: StatefulSchedule, state: Mapping[str, Plain]) -> None:
-    """Restores what `schedule_state` gave, into a schedule that was built as the saved one was."""
+    """Restores what `schedule_state` gave, into a schedule that was built as the saved one was.
+
+    Raises:
+        ValueError: it is none of such a schedule, as far as can be said here.
+    """
+    for name in state:
+        if callable(getattr(type(scheduler), name, None)):  # torch puts what it is given into the schedule's attributes
+            raise ValueError(f"{name} is a method of {type(scheduler).__name__}, and no part of its state")
     own = scheduler.state_dict()
     absent = {key: value for key, value in own.items() if key not in state}
     scheduler.load_state_dict({**absent, **{key: _restored(value, own.get(key)) for key, value in state.items()}})

@@ -75,6 +75,9 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
             "save_only_model",
             "load_best_model_at_end",
             "resume_from_checkpoint",
+            "on_invalid_checkpoint",
+            "on_save_error",
+            "checkpoint_async",
             "overwrite_output_dir",
         ),
         _CHECKPOINTING,
@@ -111,6 +114,8 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
     "early_stopping_patience": "early_stopping",
     "early_stopping_threshold": "early_stopping",
     "max_time": "stop_at",
+    "digest_steps": "digests",
+    "digest_parameter_steps": "digests",
     "disable_tqdm": "console",
 }
 """Flat name -> the plugin that brings it."""
@@ -124,10 +129,11 @@ PLUGIN_OF_METHOD: Final[Mapping[str, str]] = {
     "push_to_hub": _HUB,
     "create_model_card": _HUB,
     "hyperparameter_search": "tuning",
+    "replay": "replay",
 }
 """Method of Trainer -> the plugin that does its work."""
 
-COMMAND_OF: Final[Mapping[str, str]] = {"push": _HUB}
+COMMAND_OF: Final[Mapping[str, str]] = {"checkpoints": _CHECKPOINTING, "push": _HUB, "replay": "replay"}
 """Command of `python -m trainer_core` that one of our plugins offers -> the plugin."""
 
 
@@ -145,7 +151,11 @@ def distribution_of(plugin: str) -> str:
     return _DISTRIBUTION_OF.get(plugin, f"trainer-core-{plugin.replace('_', '-')}")
 
 
-_DISTRIBUTION_OF: Final = {"console": "trainer-core", "stop_at": "trainer-core-early-stopping"}
+_DISTRIBUTION_OF: Final = {
+    "console": "trainer-core",
+    "stop_at": "trainer-core-early-stopping",
+    "digests": "trainer-core-replay",
+}
 
 
 TRAINER_ARGUMENTS: Final[Mapping[str, str]] = {

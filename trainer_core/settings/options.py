@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from trainer_core.settings import names
+from trainer_core.settings.change import Change
+from trainer_core.settings.changes import CHANGES
 from trainer_core.settings.section import Interval, StepCount
 
 OptimizerName = Literal["adamw_torch_fused", "adamw_torch", "sgd", "adagrad", "rmsprop", "adafactor"]
@@ -40,6 +43,14 @@ def _refusing(table: Mapping[str, tuple[str, str]]) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _signals(names: list[str]) -> list[str]:
+    """Refuses what is no signal, and those that no process can serve."""
+    for name in names:
+        if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"{name!r} is no signal that can be served. Use for example 'SIGTERM' or 'SIGUSR2'.")
+    return names
 
 
 def _mapping(nothing: Callable[[], object]) -> BeforeValidator:
@@ -95,6 +106,8 @@ class Options(BaseModel):
     )
     group: ClassVar[str] = "options"
     """The name of the group in files, in nested keywords and in `--help`."""
+    when_changed: ClassVar[Mapping[str, Change]] = CHANGES
+    """Field -> what another value means for a run that is resumed; a field that is not here is said."""
 
 
 class CoreOptions(Options):
@@ -118,6 +131,10 @@ class CoreOptions(Options):
     """Share of a target's weight that is spread over all classes; 0 for none."""
     nan_policy: Literal["stop", "skip", "ignore"] = "stop"
     """What a NaN or infinite loss or gradient does: ends the run, skips the step, or nothing."""
+    stop_signals: Annotated[list[str], AfterValidator(_signals)] = Field(
+        default_factory=lambda: [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    )
+    """Signals of the operating system that end the run in order, saved, to go on when it is resumed."""
     average_tokens_across_devices: bool = True
     """Whether targets are counted over all ranks, so that each weighs the same in the loss."""
     include_num_input_tokens_seen: Annotated[Literal["no", "all", "non_padding"], BeforeValidator(_counting)] = "no"
@@ -285,4 +302,6 @@ class DistributedOptions(Options):
     ddp_static_graph: bool | None = None
     """Whether the graph is the same in each step; None for no."""
     ddp_timeout: Count = 1800
-    """Seconds that a rank waits for the others."""
+    """Seconds that a rank waits in a collective for a rank that lives and does not come."""
+    ddp_heartbeat_timeout: Count = 120
+    """Seconds without a sign of life from a rank after which the others end; one that dies ends them at once."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from trainer_core.settings.change import Change
 from trainer_core.settings.secrecy import mask_mistaken, mask_secrets
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Section(BaseModel):
     """Name on `TrainingArguments` -> method of this section, which is called with the arguments first."""
     on_by_default: ClassVar[bool] = False
     """Whether the section is present unless `name=None` or `name=False` is given."""
+    when_changed: ClassVar[Mapping[str, Change]] = {}
+    """Field -> what another value means for a run that is resumed; a field that is not here is said."""
 
     def contradictions(self, args: TrainingArguments) -> Iterable[str]:
         """Gives whole sentences on what cannot be meant together; asked when every single value is valid."""

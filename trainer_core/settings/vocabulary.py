@@ -149,6 +149,9 @@ def _check_targets(plugin: str, section: type[Section]) -> None:
     for flat, field in section.flat.items():
         if field not in section.model_fields:
             raise PluginError(f"plugin {plugin!r}: flat name {flat!r} stands for no field, got {field!r}. Correct it.")
+    for field in section.when_changed:
+        if field not in section.model_fields:
+            raise PluginError(f"plugin {plugin!r}: when_changed stands for no field, got {field!r}. Correct it.")
     for alias, flat in section.aliases.items():
         if flat not in section.flat and flat != section.switch:
             raise PluginError(f"plugin {plugin!r}: alias {alias!r} stands for no flat name, got {flat!r}. Correct it.")

@@ -43,6 +43,7 @@ def check_plugin(
     settings: Mapping[str, object] | None = None,
     flat: Mapping[str, object] | None = None,
     promises: Collection[str] = tuple(PROMISES),
+    old_states: Mapping[int, Any] | None = None,
 ) -> None:
     """Checks what a plugin promises.
 
@@ -51,11 +52,12 @@ def check_plugin(
         settings: fields of its section; None for the defaults, or for what `flat` says.
         flat: flat names with values, its own and the core's, that its runs need.
         promises: names in `PROMISES`; all of them by default.
+        old_states: `state_version` of an older release -> a state that it saved.
 
     Raises:
         ConformanceError: promises are broken; it says all of them at once.
     """
-    with subject_of(plugin_type, settings, flat) as subject:
+    with subject_of(plugin_type, settings, flat, old_states or {}) as subject:
         run()  # what a first run loads and leaves in a process is the core's
         problems: list[str] = []
         for promise in promises:
@@ -72,12 +74,13 @@ class PluginConformance:
 
     Attributes:
         plugin_type: the plugin's class.
-        settings, flat: as in `check_plugin`.
+        settings, flat, old_states: as in `check_plugin`.
     """
 
     plugin_type: ClassVar[type[Any]]
     settings: ClassVar[Mapping[str, object] | None] = None
     flat: ClassVar[Mapping[str, object] | None] = None
+    old_states: ClassVar[Mapping[int, Any] | None] = None
 
     def test_settings_go_into_json_and_back(self) -> None:
         """Its settings are JSON, have a schema, and read back under their flat names."""
@@ -92,7 +95,7 @@ class PluginConformance:
         self._check("run")
 
     def test_state_goes_into_a_checkpoint_and_back(self) -> None:
-        """A fresh instance that loads its state has the same."""
+        """A fresh instance that loads its state has the same, and takes those of older releases that it migrates."""
         self._check("state")
 
     def test_nothing_is_left_on_the_model(self) -> None:
@@ -112,4 +115,10 @@ class PluginConformance:
         self._check("blocking")
 
     def _check(self, promise: str) -> None:
-        check_plugin(self.plugin_type, settings=self.settings, flat=self.flat, promises=[promise])
+        check_plugin(
+            self.plugin_type,
+            settings=self.settings,
+            flat=self.flat,
+            promises=[promise],
+            old_states=self.old_states,
+        )

@@ -13,6 +13,7 @@ import torch
 from trainer_core.bus import Bus
 from trainer_core.errors import PluginError, SettingsError
 from trainer_core.hookspecs import HOOKS
+from trainer_core.plugin_states import state_version
 from trainer_core.settings.arguments import TrainingArguments
 from trainer_core.settings.section import Section
 from trainer_core.testing.leftovers import differences, model_marks, open_files, process_marks
@@ -97,6 +98,7 @@ def _state(subject: Subject) -> Iterator[str]:
         yield f"has {there} and no {missing}, so its state is not saved. Write both."
     if not (saves and loads):
         return
+    yield from _old_states(subject)
     state = subject.attempt("finishes").state
     if problem := _no_json(state, "state"):
         yield f"its {problem}. Keep to mappings with text as keys, lists, text, numbers, None and tensors."
@@ -110,6 +112,28 @@ def _state(subject: Subject) -> Iterator[str]:
         return
     if not _equal(state, again):
         yield f"its state changes when a fresh instance loads it, from {state!r} to {again!r}. Load all that is saved."
+
+
+def _old_states(subject: Subject) -> Iterator[str]:
+    """Its states of older versions are migrated, where it says that it migrates them."""
+    try:
+        version = state_version(subject.name, subject.plugin_type)
+    except PluginError as error:
+        yield str(error).removeprefix(f"plugin {subject.name!r}: ")
+        return
+    migrates = hasattr(subject.plugin_type, "migrate_state_dict")
+    if migrates and version == 1:
+        yield "has migrate_state_dict and state_version 1, so it is never called. Raise state_version."
+    if migrates and not subject.old_states and version > 1:
+        yield f"migrates states, and the check got none. Pass old_states={{{version - 1}: ...}}."
+    for old, state in subject.old_states.items():
+        fresh = subject.new()
+        try:
+            fresh.load_state_dict(fresh.migrate_state_dict(_copied(state), old))
+            if problem := _no_json(fresh.state_dict(), "state"):
+                yield f"has no state to save after one of version {old}: its {problem}."
+        except Exception as error:
+            yield f"cannot take its state of version {old}, got {in_words(error)}. Repair migrate_state_dict."
 
 
 def _model(subject: Subject) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Subject:
         options: settings that turn it on.
         folder: its runs write into folders in it.
         numbers: of these.
+        old_states: version -> a state that an older release of it saved.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Subject:
     options: Mapping[str, object]
     folder: Path
     numbers: Iterator[int] = field(default_factory=count)
+    old_states: Mapping[int, Any] = field(default_factory=dict)
 
     @property
     def settings_type(self) -> type[Section]:
@@ -137,7 +139,10 @@ class _Probe:
 
 @contextmanager
 def subject_of(
-    plugin_type: type[Any], settings: Mapping[str, object] | None, flat: Mapping[str, object] | None
+    plugin_type: type[Any],
+    settings: Mapping[str, object] | None,
+    flat: Mapping[str, object] | None,
+    old_states: Mapping[int, Any],
 ) -> Iterator[Subject]:
     """Gives the plugin under test, installed and alone for the time of the context."""
     with TemporaryDirectory() as folder, _installed(plugin_type, Path(folder)) as name, only(name):
@@ -149,7 +154,7 @@ def subject_of(
             )
         if settings is not None or not set(options) & {*kind.flat, *kind.aliases, kind.switch}:
             options[name] = dict(settings) if settings else True
-        yield Subject(name, plugin_type, options, Path(folder) / "run")
+        yield Subject(name, plugin_type, options, Path(folder) / "run", old_states=old_states)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import random
 import shutil
 import warnings
@@ -17,6 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from trainer_core import Signal, Trainer, TrainingArguments
 from trainer_core.data.collation import default_data_collator
+from trainer_core_checkpointing import files
 
 ROWS, EVAL_ROWS = 22, 10
 
@@ -200,3 +203,55 @@ def forked(tmp_path):
         return target
 
     return copy_of
+
+
+class FaultyDisk(files.Calls):
+    """A disk of which one call in the save of one update fails.
+
+    Args:
+        step: the update.
+        which: index of the call that fails, counted from the beginning of that save.
+        number: the error.
+        lasts: all calls from that one on fail, until the next save.
+    """
+
+    def __init__(self, step, which, number=errno.ENOSPC, *, lasts=False):
+        self.staging = f".tmp-checkpoint-{step}-"
+        self.which, self.number, self.lasts = which, number, lasts
+        self.is_on, self.made = False, []
+
+    def _count(self, call, path):
+        if call == "mkdir":
+            self.is_on = path.name.startswith(self.staging)
+        if not self.is_on:
+            return
+        self.made.append((call, str(path)))
+        place = len(self.made) - 1
+        if place == self.which or (self.lasts and place > self.which):
+            raise OSError(self.number, os.strerror(self.number))
+
+    def free_bytes(self, path):
+        return 2**40
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name.startswith("_") or name not in vars(files.Calls) or name == "free_bytes":
+            return found
+
+        def counted(*arguments):
+            self._count(name, arguments[-1] if name == "rename" else arguments[0])
+            return found(*arguments)
+
+        return counted
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Puts a faulty disk under the file layer."""
+
+    def put(step, which, number=errno.ENOSPC, **options):
+        faulty = FaultyDisk(step, which, number, **options)
+        monkeypatch.setattr(files, "calls", faulty)
+        return faulty
+
+    return put

@@ -5,9 +5,11 @@ Torch is imported once; ranks are forked from there.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import traceback
@@ -19,6 +21,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from trainer_core import Signal, Trainer, TrainingArguments
+from trainer_core_checkpointing import files
 
 
 class Net(nn.Module):
@@ -41,6 +44,16 @@ class Cut:
             trainer.request(Signal.STOP, by="cut", why="the test says so", interrupt=True)
 
 
+class Noting:
+    """Notes what is announced, and at which update."""
+
+    def on_train_begin(self, trainer):
+        trainer.saves = []
+
+    def on_save(self, trainer, checkpoint):
+        trainer.saves.append((checkpoint.name, trainer.state.global_step, (checkpoint / "manifest.json").is_file()))
+
+
 class Breaking:
     """Lets the save fail on one rank."""
 
@@ -57,36 +70,77 @@ class Breaking:
         pass
 
 
+class Failing:
+    """Fails on one rank."""
+
+    name = "failing"
+
+    def on_step_end(self, trainer):
+        if trainer.state.global_step == 4 and trainer.ranks.rank == 1:
+            raise LookupError("on one rank alone")
+
+
+class Full(files.Calls):
+    """The disk of this rank has no space for its part of one checkpoint."""
+
+    def create(self, path):
+        if path.name == "rank-00001.safetensors" and "checkpoint-6" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(path)
+
+
+class Signalling:
+    """One rank is asked to end while all evaluate."""
+
+    def on_prediction_step(self, trainer):
+        if trainer.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(job, output_dir, target):
     torch.set_num_threads(1)
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(26, 4, generator=generator)
     data = TensorDataset(x, (x.sum(1) > 0).long() + (x[:, 0] > 1).long())
+    evaluations = {"eval_strategy": "steps", "eval_steps": 4} if job == "signalled" else {"eval_strategy": "epoch"}
     args = TrainingArguments(
         output_dir, num_train_epochs=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         learning_rate=0.05,
-        save_steps=3, logging_steps=2, eval_strategy="epoch", load_best_model_at_end=True, save_total_limit=2,
-        block_plugins=["console"],
+        save_steps=3, logging_steps=2, load_best_model_at_end=True, save_total_limit=2,
+        block_plugins=["console"], per_device_eval_batch_size=1, **evaluations,
+        checkpoint_async="behind" in job,
     )  # fmt: skip
-    plugins = {"cut": [Cut(5)], "breaking": [Breaking(1)]}.get(job, [])
+    if job.startswith("full"):
+        files.calls = Full()
+    plugins = {
+        "cut": [Cut(5)],
+        "breaking": [Breaking(1)],
+        "failing": [Failing()],
+        "signalled": [Signalling()],
+        "behind": [Noting()],
+        "full": [Noting()],
+        "full, behind": [Noting()],
+    }.get(job, [])
     trainer = Trainer(model=Net(), args=args, train_dataset=data, eval_dataset=data, plugins=plugins)
-    error = ""
+    error, trainer.saves = "", []
     try:
         trainer.train(resume_from_checkpoint=job == "resume")
     except Exception as caught:  # the test looks at it
-        error = f"{type(caught).__name__}: {caught}"
+        error = "\n".join([f"{type(caught).__name__}: {caught}", *getattr(caught, "__notes__", ())])
     keep = [
         {k: v for k, v in row.items() if "runtime" not in k and "second" not in k} for row in trainer.state.log_history
     ]
     result = {
         "error": error,
+        "saves": trainer.saves,
         "history": keep,
         "weights": {name: value.tolist() for name, value in trainer.model.state_dict().items()},
         "random": torch.get_rng_state().tolist(),
         "best": os.path.basename(trainer.state.best_model_checkpoint or ""),
         "resumed": str(trainer.resumed_from),
         "epoch": trainer.state.epoch,
+        "ended": [trainer.outcome, trainer.state.global_step, trainer.state.last_eval_step, trainer.exit_code],
     }
     Path(f"{target}-{trainer.ranks.rank}.json").write_text(json.dumps(result))
 
@@ -122,6 +176,12 @@ if __name__ == "__main__":
         ("resume", "cut", "resumed", 2),
         ("resume", "fewer", "fewer", 1),
         ("breaking", "breaking", "breaking", 2),
+        ("failing", "failing", "failing", 2),
+        ("resume", "failing", "failed", 2),
+        ("signalled", "signalled", "signalled", 2),
+        ("behind", "behind", "behind", 2),
+        ("full", "full", "full", 2),
+        ("full, behind", "full_behind", "full_behind", 2),
     ):
         if job == "copy":
             shutil.copytree(folder / output_dir, folder / name)

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from trainer_core_checkpointing import files
+from trainer_core_checkpointing.content import files_of_tree
 from trainer_core_checkpointing.random_states import capture, derive, restore
-from trainer_core_checkpointing.tree import read_tree, write_tree
+from trainer_core_checkpointing.tree import read_tree
 
 CPU = torch.device("cpu")
+
+
+def write_tree(tree, folder, name):
+    for file in files_of_tree(tree, name):
+        files.write_file(folder / file.name, file.pieces(), file.num_bytes, in_parallel=False)
 
 
 @pytest.fixture(autouse=True)

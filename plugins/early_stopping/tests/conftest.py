@@ -24,20 +24,38 @@ def no_flushes(monkeypatch):
 
 
 class Cut:
-    """Ends the run at an update in order: saved, to go on later."""
+    """Ends the run at an update in order: saved, to go on later; the evaluation of that update waits for then."""
 
     def __init__(self, step):
         self.step = step
 
     def on_step_end(self, trainer):
+        self.cut(trainer)
+
+    def cut(self, trainer):
         if trainer.state.global_step == self.step:
             trainer.request(Signal.SAVE, by="cut", why="the test says so")
             trainer.request(Signal.STOP, by="cut", why="the test says so", interrupt=True)
 
 
+class CutLater(Cut):
+    """The same after the evaluation of that update."""
+
+    def on_step_end(self, trainer):
+        pass
+
+    def on_eval_end(self, trainer):
+        self.cut(trainer)
+
+
 @pytest.fixture
 def cut():
     return Cut
+
+
+@pytest.fixture
+def cut_later():
+    return CutLater
 
 
 @pytest.fixture

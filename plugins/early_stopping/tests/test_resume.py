@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from trainer_core import EarlyStoppingCallback
+from trainer_core import EarlyStoppingCallback, Signal
 from trainer_core_early_stopping import stop_at
 
 SCORES = [0.5, 0.6, 0.6, 0.61, 0.55, 0.7, 0.72, 0.71, 0.6, 0.3, 0.2, 0.1]
@@ -100,8 +100,8 @@ def test_a_run_that_another_stopped_keeps_its_reason(make, end):
     assert end(make([0.5], folder="a", **options), resume_from_checkpoint=True) == expected
 
 
-def test_with_another_metric_patience_is_counted_anew_and_said(make, end, cut, caplog):
-    end(make([0.5], cut(3), early_stopping_patience=5, learning_rate=0.0))
+def test_with_another_metric_patience_is_counted_anew_and_said(make, end, cut_later, caplog):
+    end(make([0.5], cut_later(3), early_stopping_patience=5, learning_rate=0.0))
     own = {"metric": "loss", "patience": 5}
     again = make([0.5], early_stopping=own, learning_rate=0.0)
     step, _, _, why = end(again, resume_from_checkpoint=True)
@@ -112,25 +112,25 @@ def test_with_another_metric_patience_is_counted_anew_and_said(make, end, cut, c
     assert step == 9, why
 
 
-def test_with_less_patience_the_evaluations_so_far_count(make, end, cut):
-    end(make([0.5], cut(5), early_stopping_patience=9))
+def test_with_less_patience_the_evaluations_so_far_count(make, end, cut_later):
+    end(make([0.5], cut_later(5), early_stopping_patience=9))
     again = make([0.5], early_stopping_patience=3)
     why = "eval_score has not risen above its best, 0.5 at step 1, in 4 evaluations"
     assert end(again, resume_from_checkpoint=True) == (5, "stopped", "early_stopping", why)
 
 
-def test_turned_on_in_a_resumed_run_it_begins_there(make, end, cut):
-    end(make([0.5], cut(5)))
+def test_turned_on_in_a_resumed_run_it_begins_there(make, end, cut_later):
+    end(make([0.5], cut_later(5)))
     assert end(make([0.5], early_stopping_patience=2), resume_from_checkpoint=True)[0] == 8
 
 
-def test_another_goal_is_judged_by_the_last_evaluation(make, end, cut):
-    end(make(SCORES, cut(4), stop_at={"at_least": 0.9}))
+def test_another_goal_is_judged_by_the_last_evaluation(make, end, cut_later):
+    end(make(SCORES, cut_later(4), stop_at={"at_least": 0.9}))
     assert end(make(SCORES, stop_at={"at_least": 0.6}), resume_from_checkpoint=True)[::3] == (
         4,
         "eval_score is 0.61, at least 0.6",
     )
-    end(make(SCORES, cut(4), folder="other", stop_at={"at_least": 0.9}))
+    end(make(SCORES, cut_later(4), folder="other", stop_at={"at_least": 0.9}))
     other = make(SCORES, folder="other", stop_at={"metric": "loss", "at_least": 0.0001})
     assert end(other, resume_from_checkpoint=True)[0] == 5  # of another metric nothing is known
 
@@ -152,7 +152,7 @@ def test_the_clock_goes_on_from_the_checkpoint(make, end, cut, monkeypatch):
     assert end(late, resume_from_checkpoint=True)[0] == 8
 
 
-def test_a_run_that_was_cut_when_its_time_was_spent_ends_when_it_is_resumed(make, end, cut, monkeypatch):
+def test_a_run_that_was_cut_before_its_time_was_spent_ends_in_the_evaluation_that_it_owed(make, end, cut, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(stop_at, "monotonic", lambda: now[0])
 
@@ -162,7 +162,7 @@ def test_a_run_that_was_cut_when_its_time_was_spent_ends_when_it_is_resumed(make
 
     made = {"max_time": 100, "eval_steps": 3}
     assert end(make([0.5], Slow(), cut(6), **made))[:2] == (6, "interrupted")
-    resumed = make([0.5], **made)
+    resumed = make([0.5], Slow(), **made)
     assert end(resumed, resume_from_checkpoint=True) == (6, "stopped", "stop_at", "max_time, 1m40s, is spent")
 
 
@@ -171,3 +171,18 @@ def test_nothing_is_said_of_another_metric_where_it_is_the_same(make, end, cut, 
     end(make(SCORES, cut(3), early_stopping_patience=2))
     end(make(SCORES, early_stopping_patience=2), resume_from_checkpoint=True)
     assert [message for message in caplog.messages if "early_stopping" in message] == []
+
+
+def test_an_evaluation_that_a_cut_postponed_counts_once(make, end, tmp_path):
+    class CutBefore:
+        def on_step_end(self, trainer):
+            if trainer.state.global_step == 3:
+                trainer.request(Signal.SAVE, by="cut", why="the test says so")
+                trainer.request(Signal.STOP, by="cut", why="the test says so", interrupt=True)
+
+    options = {"early_stopping_patience": 3}
+    expected = end(make([0.5], folder="whole", **options))
+    first = make([0.5], CutBefore(), folder="cut", **options)
+    assert end(first)[:2] == (3, "interrupted")
+    assert first.state.last_eval_step == 2
+    assert end(make([0.5], folder="cut", **options), resume_from_checkpoint=True) == expected

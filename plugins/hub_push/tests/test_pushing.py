@@ -29,6 +29,10 @@ OF_A_CHECKPOINT = [
 ]
 
 
+class PowerCut(BaseException):
+    """Ends a run at once: nothing more is saved."""
+
+
 @pytest.fixture(autouse=True)
 def heard(caplog):
     caplog.set_level(logging.WARNING, "trainer_core.hub_push")
@@ -396,12 +400,12 @@ def test_a_run_that_failed_waits_for_little(hub, make, monkeypatch, tmp_path):
     class Fail:
         def on_step_end(self, trainer):
             if trainer.state.global_step == 10:
-                raise RuntimeError("the power went out")
+                raise PowerCut
 
     monkeypatch.setattr("trainer_core_hub_push.plugin.GRACE_SECONDS", 0.1)
     hub.fault("POST", r"/commit/", "delay", seconds=3)
     trainer, started = make(Fail()), monotonic()
-    with pytest.raises(RuntimeError, match="the power went out"):
+    with pytest.raises(PowerCut):
         trainer.train()
     assert monotonic() - started < 2.5
     assert left(tmp_path) == ["Training in progress, step 8"]
@@ -444,9 +448,9 @@ def test_what_a_run_left_is_pushed_by_the_next_one_in_its_folder(hub, make, keep
     class Fail:
         def on_step_end(self, trainer):
             if trainer.state.global_step == 10:
-                raise RuntimeError("the power went out")
+                raise PowerCut
 
-    with pytest.raises(RuntimeError, match="the power went out"):
+    with pytest.raises(PowerCut):
         make(keep, Fail(), hub_strategy="all_checkpoints", hub_push={"retries": 0}).train()
     assert left(tmp_path) == ["Training in progress, step 8", "Training in progress, step 8, checkpoint"]
     hub.clear_faults()

@@ -148,3 +148,16 @@ def test_any_rows_are_cut_back_to_any_state(tmp_path_factory, written, keep):
     file.close()
     assert path.read_bytes() == kept
     assert kept.count(b"\n") == len(written[:keep])
+
+
+def test_rows_of_a_run_that_had_saved_nothing_are_kept_aside_when_it_begins_again(resume, rows, tmp_path, caplog):
+    class NothingSaved:
+        def read_checkpoint(self, source):
+            return None
+
+    before = b'{"step": 4}\n{"step": 8}\n'
+    (tmp_path / "log.jsonl").write_bytes(before)
+    resume(NothingSaved(), logging_steps=4, eval_strategy="no")
+    assert steps(rows()) == [4, 8, 12, 16, 20, 24]
+    assert (tmp_path / "log-cut.jsonl").read_bytes() == before
+    assert "2 rows of a run that had saved nothing are moved to log-cut.jsonl; what they tell of is" in caplog.text

@@ -1,4 +1,5 @@
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,28 @@ def test_a_full_disk_is_told_once_and_ends_no_run(train, tmp_path, caplog):
     assert told == [
         f"{tmp_path / 'log.jsonl'}: cannot be written (No space left on device). Rows are no longer written."
     ]
+
+
+def test_a_flush_that_fails_is_told_once_and_ends_no_run(train, tmp_path, caplog, monkeypatch):
+    def failing(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("trainer_core_logging.rows.os.fsync", failing)
+    assert train(logging_steps=1).state.global_step == 24
+    told = [record.getMessage() for record in caplog.records if record.name == "trainer_core.logging"]
+    assert told == [f"{tmp_path / 'log.jsonl'}: cannot be written (Input/output error). Rows are no longer written."]
+
+
+def test_rows_are_durable_when_the_run_ends(train, tmp_path, monkeypatch):
+    sizes, fsync = [], os.fsync
+
+    def flush(descriptor):
+        sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr("trainer_core_logging.rows.os.fsync", flush)
+    train(logging_steps=1)
+    assert sizes[-1] == (tmp_path / "log.jsonl").stat().st_size
 
 
 KILLED = """

@@ -32,7 +32,7 @@ def apart(tmp_path_factory):
         yield home
 
 
-class EndError(Exception):
+class EndError(BaseException):
     """Ends a run on purpose."""
 
 

@@ -86,6 +86,10 @@ def test_it_keeps_the_promises_of_a_plugin(tmp_path):
     check_plugin(Trackers, settings={"report_to": "wandb", **options(tmp_path)["trackers"]}, promises=["run", "state"])
 
 
+class PowerCut(BaseException):
+    """Ends a run at once: nothing more is saved."""
+
+
 @pytest.fixture(scope="module")
 def finished(trainer_of, tmp_path_factory):
     """Gives a run that failed, went on from its checkpoint and was evaluated; the last trainer, and the files."""
@@ -95,9 +99,9 @@ def finished(trainer_of, tmp_path_factory):
     class Ends:
         def on_step_end(self, trainer):
             if trainer.state.global_step == 17:
-                raise RuntimeError("the test ends it")
+                raise PowerCut("the test ends it")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PowerCut):
         trainer_of(folder, [Ends()], **given).train()
     trainer = trainer_of(folder, **given)
     trainer.train(resume_from_checkpoint=True)
@@ -132,7 +136,7 @@ def test_settings_and_plan_are_the_configuration(finished):
 def test_the_outcome_is_in_the_summary_and_the_exit_code(finished):
     _, parts = finished
     assert [part.summary.get("outcome") for part in parts] == [
-        "failed, RuntimeError: the test ends it", "completed", None,
+        "failed, PowerCut: the test ends it", "completed", None,
     ]  # fmt: skip
     assert [part.exit_code for part in parts] == [1, 0, 0]
 

@@ -1,11 +1,17 @@
-"""How much disk checkpoints will take, estimated before the run."""
+"""How much disk checkpoints will take, estimated before the run, and what there is of disk and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trainer_core_checkpointing import files
+from trainer_core_checkpointing.failures import WriteError
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainer_core import Trainer
 
 OPTIMIZER_COPIES: Final[Mapping[str, float]] = {
@@ -30,13 +36,68 @@ OVERHEAD_BYTES: Final = 64 * 1024
 
 def checkpoint_bytes(trainer: Trainer, *, only_model: bool) -> int:
     """Gives what one checkpoint takes: parameters, buffers, and the optimizer's state by its name."""
-    model = trainer.model
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    weights += sum(buffer.nbytes for buffer in model.buffers())
+    weights = model_bytes(trainer.model)
     if only_model:
         return weights + OVERHEAD_BYTES
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return weights + int(trained * copies(trainer)) + OVERHEAD_BYTES
+    return weights + int(_trained_bytes(trainer.model) * copies(trainer)) + OVERHEAD_BYTES
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Gives what a model's weights take: parameters and buffers; with adapters, which are saved alone, what trains."""
+    if hasattr(model, "peft_config"):
+        return _trained_bytes(model)
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    return parameters + sum(buffer.nbytes for buffer in model.buffers())
+
+
+def check_free(output_dir: Path, needed: int) -> None:
+    """Makes sure that there is space for a save.
+
+    Raises:
+        WriteError: there is not; it says how much is needed and how much is free.
+    """
+    free = files.calls.free_bytes(output_dir)
+    if free < needed + OVERHEAD_BYTES:
+        raise WriteError(
+            f"needs {in_units(needed + OVERHEAD_BYTES)}, and {in_units(free)} are free in {output_dir}", is_full=True
+        )
+
+
+def available_memory() -> int | None:
+    """Gives the bytes of host memory that this process may still take without swapping; None where nobody tells."""
+    found = [_of_machine(), _of_group()]
+    return min((number for number in found if number is not None), default=None)
+
+
+def in_units(num_bytes: float) -> str:
+    """Gives a number of bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def _trained_bytes(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _of_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not on Linux
+        return None
+
+
+def _of_group() -> int | None:
+    """Gives what a container's limit leaves."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # there is no such group, or it has no limit
+        return None
 
 
 def copies(trainer: Trainer) -> float:

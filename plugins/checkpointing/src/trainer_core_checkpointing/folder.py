@@ -13,13 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
 from trainer_core import CheckpointError
-from trainer_core_checkpointing.manifest import Manifest, read_manifest
+from trainer_core_checkpointing import files
+from trainer_core_checkpointing.manifest import MANIFEST, Manifest, files_in, read_manifest, verify
 
 logger = logging.getLogger("trainer_core.checkpointing")
 
@@ -77,47 +77,97 @@ def put_in_place(staging: Path, target: Path) -> None:
     """Gives a complete, flushed staging folder its name; what bore it before makes room.
 
     A checkpoint of ours that is replaced is deleted when the new one is durable; any other folder is kept beside it.
+
+    Raises:
+        OSError: it was not done, or is not durable; what bore the name has it again, and the staging folder its own.
     """
-    output_dir, old = target.parent, None
+    output_dir, old, is_placed = target.parent, None, False
     if target.exists():
         old = _aside(target)
-        os.rename(target, old)
-        flush_folder(output_dir)
+        files.calls.rename(target, old)
+        files.flush_folder(output_dir)
     try:
-        os.rename(staging, target)
+        files.calls.rename(staging, target)
+        is_placed = True
+        files.flush_folder(output_dir)
     except OSError:
+        if is_placed:
+            files.calls.rename(target, staging)
         if old is not None:
-            os.rename(old, target)
+            files.calls.rename(old, target)
         raise
-    flush_folder(output_dir)
     if old is not None and _LEFTOVER.fullmatch(old.name):
         delete(old)
 
 
 def _aside(target: Path) -> Path:
+    """Gives the name under which what is in the way of a checkpoint makes room."""
     try:
-        read_manifest(target)
+        is_ours = is_only_ours(target, read_manifest(target))
     except CheckpointError:
-        number = 1
-        while (kept := target.with_name(f"{target.name}.kept-{number}")).exists():
-            number += 1
-        logger.warning("%s: is in the way and no whole checkpoint of ours; it is kept as %s.", target, kept.name)
-        return kept
-    return target.with_name(f".old-{target.name}-{os.getpid()}")
+        is_ours = False
+    if is_ours:
+        return target.with_name(f".old-{target.name}-{os.getpid()}")
+    number = 1
+    while (kept := target.with_name(f"{target.name}.kept-{number}")).exists():
+        number += 1
+    logger.warning("%s: is in the way and no whole checkpoint of ours; it is kept as %s.", target, kept.name)
+    return kept
+
+
+def is_only_ours(path: Path, manifest: Manifest) -> bool:
+    """Tells whether a checkpoint holds nothing but what its manifest names; what somebody added is not ours."""
+    try:
+        return set(files_in(path)) <= {MANIFEST, *manifest.files}
+    except CheckpointError:  # a link, or something else that no save writes
+        return False
+
+
+def is_held(path: Path, manifest: Manifest) -> bool:
+    """Tells whether weights of a checkpoint have a second name, as those that are queued for a push do.
+
+    Deleting it would not free them, and whoever holds them may still want the rest.
+    """
+    weights = [path / name for name in manifest.files if name.endswith(".safetensors")]
+    return any(file.is_file() and file.stat().st_nlink > 1 for file in weights)
 
 
 def rotate(output_dir: Path, limit: int | None, run: str, keep: Collection[str]) -> None:
     """Deletes the oldest checkpoints of `run` beyond `limit`, but never the newest and never one in `keep`."""
     if limit is None:
         return
-    own = [path for path, manifest in complete(output_dir) if manifest.run == run]
-    kept = {own[0].name, *keep} & {path.name for path in own} if own else set()
-    for path in own:  # newest first
+    own = [(path, manifest) for path, manifest in complete(output_dir) if manifest.run == run]
+    kept = {own[0][0].name, *keep} & {path.name for path, _ in own} if own else set()
+    for path, _ in own:  # newest first
         if len(kept) < limit:
             kept.add(path.name)
-    for path in reversed(own):
+    for path, manifest in reversed(own):
         if path.name not in kept:
-            delete(path)
+            _delete_ours(path, manifest)
+
+
+def prune(output_dir: Path, run: str, keep: Collection[str], is_enough: Callable[[], bool]) -> list[str]:
+    """Deletes checkpoints of `run`, oldest first, until there is space; gives the names of those that are gone.
+
+    The newest that is whole stays, with all that are newer, those in `keep` and those that are held elsewhere.
+    """
+    own = [(path, manifest) for path, manifest in complete(output_dir) if manifest.run == run]
+    newest = next((place for place, (path, _) in enumerate(own) if _is_whole(path)), len(own))
+    gone: list[str] = []
+    for path, manifest in reversed(own[newest + 1 :]):
+        if gone and is_enough():
+            break
+        if path.name not in keep and not is_held(path, manifest) and _delete_ours(path, manifest):
+            gone.append(path.name)
+    return gone
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def delete_of_others(output_dir: Path, run: str) -> None:
@@ -126,21 +176,36 @@ def delete_of_others(output_dir: Path, run: str) -> None:
     if any(manifest.run == run for _, manifest in found):
         for path, manifest in found:
             if manifest.run != run:
-                delete(path)
+                _delete_ours(path, manifest)
 
 
-def delete(path: Path) -> None:
-    """Deletes a folder: it loses its name first, so that no half of it is ever taken for a checkpoint."""
+def _delete_ours(path: Path, manifest: Manifest) -> bool:
+    """Deletes a checkpoint, unless somebody has put something of theirs into it; tells whether it is gone."""
+    if is_only_ours(path, manifest):
+        return delete(path)
+    logger.warning("%s: is kept, it holds files that no save has written. Move them, or delete it by hand.", path)
+    return False
+
+
+def delete(path: Path) -> bool:
+    """Deletes a folder: it loses its name first, so that no half of it is ever taken for a checkpoint.
+
+    Returns:
+        Whether it is gone; where not, that was said.
+    """
     name = path.name[5:] if path.name.startswith((".old-", ".tmp-", ".del-")) else f"{path.name}-{os.getpid()}"
     doomed = path.with_name(f".del-{name}")
     try:
         if path != doomed:
             if doomed.exists():
-                shutil.rmtree(doomed)
-            os.rename(path, doomed)
-        shutil.rmtree(doomed)
+                files.remove_tree(doomed)
+            files.calls.rename(path, doomed)
+            files.flush_folder(path.parent)  # else a power cut may keep its name and lose its files
+        files.remove_tree(doomed)
     except OSError as error:
         logger.warning("%s: could not be deleted, %s. Remove it by hand.", doomed, error)
+        return False
+    return True
 
 
 def tidy(output_dir: Path) -> None:
@@ -153,7 +218,7 @@ def tidy(output_dir: Path) -> None:
             continue
         target = output_dir / match[2]
         if match[1] == "old" and not target.exists():
-            os.rename(path, target)
+            files.calls.rename(path, target)
             logger.warning("%s: is back, the save that was to replace it was cut short.", target)
         else:
             delete(path)
@@ -171,31 +236,9 @@ def _lives_elsewhere(pid: int) -> bool:
     return True
 
 
-def flush_tree(folder: Path) -> None:
-    """Flushes every file and folder below `folder`, and itself, to the disk."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            flush_file(Path(place, name))
-        flush_folder(Path(place))
-
-
-def flush_file(path: Path) -> None:
-    """Flushes a file's content to the disk."""
-    _flush(path, os.O_RDONLY)
-
-
-def flush_folder(path: Path) -> None:
-    """Flushes the names in a folder to the disk; Windows has no such call and needs none."""
-    if os.name != "nt":
-        _flush(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _flush(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        os.close(descriptor)
+def flush_above(output_dir: Path) -> None:
+    """Makes the name of the output folder durable, and those of the folders above it that this user may have made."""
+    for place in output_dir.resolve().parents:
+        if not os.access(place, os.R_OK | os.W_OK):
+            return
+        files.flush_folder(place)

@@ -11,7 +11,7 @@ A checkpoint of the model alone has the first and the last of these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 STATE: Final = "state"
@@ -23,6 +23,14 @@ OF_A_RANK: Final = ("losses", "parts", "plugins")
 def rank_name(rank: int) -> str:
     """Gives the name of the files of one rank."""
     return f"rank-{rank:05d}"
+
+
+def required_files(world_size: int) -> Iterator[str]:
+    """Gives the files without which no run can be resumed, besides the model's."""
+    yield f"{STATE}.json"
+    yield HISTORY
+    for rank in range(world_size):
+        yield f"{rank_name(rank)}.json"
 
 
 def split(state: Mapping[str, Any], random_states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

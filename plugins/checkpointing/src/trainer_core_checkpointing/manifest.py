@@ -2,6 +2,8 @@
 
 `manifest.json` is written last. It names each file with size and SHA-256, says which run wrote it, at which step,
 with which versions, settings and plugins, and holds a SHA-256 of itself. A folder without it is no checkpoint of ours.
+
+The checksums tell damage, not an attacker, who can make new ones: what a manifest says is checked like everything else.
 """
 
 from __future__ import annotations
@@ -11,19 +13,36 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from trainer_core import CheckpointError
-from trainer_core_checkpointing.tree import read_json
+from pydantic import Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
+
+from trainer_core import (
+    CheckpointError,
+    InvalidCheckpointError,
+    check_memory,
+    check_seal,
+    check_size,
+    parse_json,
+    read_bytes,
+)
+from trainer_core_checkpointing.layout import required_files
+from trainer_core_checkpointing.mistakes import Count, first_mistake
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = "trainer_core checkpoint"
 SCHEMA: Final = 1
 """Version of the layout; a reader refuses a newer one."""
 _CHUNK: Final = 2**20
-_HEX: Final = re.compile("[0-9a-f]{64}")
+MAX_BYTES: Final = 4 * 2**20
+"""A larger manifest is neither written nor read."""
+MAX_DEPTH: Final = 16
+"""Folders in folders of a checkpoint."""
+_NUMBERED: Final = re.compile(r"checkpoint-(0|[1-9][0-9]{0,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +55,9 @@ class FileEntry:
         grows: the file may be longer; only its first `size` bytes count.
     """
 
-    size: int
-    sha256: str
-    grows: bool = False
+    size: Count
+    sha256: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+    grows: StrictBool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +80,18 @@ class Manifest:
         files: by path in the folder, with `/`.
     """
 
-    run: str
-    generation: int
-    step: int
-    world_size: int
-    batch_size: int
-    seed: int
-    is_resumable: bool
-    saved_at: str
-    versions: dict[str, str] = field(default_factory=dict)
-    plugins: dict[str, str] = field(default_factory=dict)
+    run: StrictStr
+    generation: Count
+    step: Count
+    world_size: Annotated[int, Field(strict=True, ge=1, le=2**20)]
+    batch_size: Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+    seed: StrictInt
+    is_resumable: StrictBool
+    saved_at: StrictStr
+    versions: dict[str, StrictStr] = field(default_factory=dict)
+    plugins: dict[str, StrictStr] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, StrictStr] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     @property
@@ -82,58 +101,86 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest into `folder`."""
-    (folder / MANIFEST).write_bytes(_text({"format": FORMAT, "schema": SCHEMA, **asdict(manifest)}))
+    """Writes the manifest into `folder`.
+
+    Raises:
+        CheckpointError: it would be larger than what is read.
+    """
+    (folder / MANIFEST).write_bytes(manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    """Gives what the file of a manifest holds.
+
+    Raises:
+        CheckpointError: it would be larger than what is read.
+    """
+    text = _text({"format": FORMAT, "schema": SCHEMA, **asdict(manifest)})
+    if len(text) > MAX_BYTES:
+        what = f"would have {len(text)} bytes, over {MAX_BYTES}"
+        raise CheckpointError(f"{MANIFEST}: {what}. Keep large values out of the settings.")
+    return text
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Gives the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or a newer version wrote it.
+        InvalidCheckpointError: there is none, it is damaged, a newer version wrote it, or it says what cannot be.
     """
     file = folder / MANIFEST
-    if file.is_symlink() or not file.is_file():
+    if not os.path.lexists(file):
         what = f"is no checkpoint, it has no {MANIFEST}"
-        raise CheckpointError(f"{folder}: {what}. Pass a folder that a save has written.")
-    content = read_json(file)
+        raise InvalidCheckpointError(folder, what, "Pass a folder that a save has written.")
+    text = read_bytes(file, max_bytes=MAX_BYTES)
+    content = parse_json(text, file)
     body = {name: value for name, value in content.items() if name != "sha256"} if isinstance(content, dict) else {}
-    if body.get("format") != FORMAT or not isinstance(body.get("schema"), int):
-        raise CheckpointError(f"{file}: is not the manifest of a checkpoint. Pass a folder that a save has written.")
+    if body.get("format") != FORMAT or type(body.get("schema")) is not int or body["schema"] < 1:
+        what = "is not the manifest of a checkpoint"
+        raise InvalidCheckpointError(file, what, "Pass a folder that a save has written.")
     if body["schema"] > SCHEMA:
-        raise CheckpointError(
-            f"{file}: was written by a newer version, schema {body['schema']}; this one reads {SCHEMA}. "
-            f"Upgrade trainer-core-checkpointing."
-        )
-    if _text(body) != file.read_bytes():
-        raise CheckpointError(f"{file}: is damaged, its checksum does not fit. Use another checkpoint.")
-    try:
-        return _manifest(body)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: is not whole, {error!r}. Use another checkpoint.") from error
+        what = f"was written by a newer version, schema {body['schema']}; this one reads {SCHEMA}"
+        raise InvalidCheckpointError(file, what, "Upgrade trainer-core-checkpointing.")
+    if not _is_text_of(text, body):
+        raise InvalidCheckpointError(file, "is damaged, its checksum does not fit")
+    return _manifest(body, file)
 
 
 def verify(folder: Path) -> Manifest:
     """Checks every file of a checkpoint against its manifest and gives that.
 
     Raises:
-        CheckpointError: a file is missing, additional, of another size or content, or no regular file; it is named.
+        InvalidCheckpointError: as `look`, or a file is of another content.
+    """
+    manifest = look(folder)
+    for name, entry in manifest.files.items():
+        check_seal(folder / name, entry)
+    return manifest
+
+
+def look(folder: Path) -> Manifest:
+    """Checks names and sizes of the files of a checkpoint against its manifest and gives that; no other file is opened.
+
+    Raises:
+        InvalidCheckpointError: a file is missing, additional, of another size, or no regular file, or the whole is of
+            another step than its name says.
     """
     manifest = read_manifest(folder)
-    found = set(files_in(folder)) - {MANIFEST}
-    for name in sorted(found - manifest.files.keys()):
-        what = "does not belong to the checkpoint"
-        raise CheckpointError(f"{folder / name}: {what}. Remove it, or use another checkpoint.")
-    for name, entry in manifest.files.items():
-        if name not in found:
-            raise CheckpointError(f"{folder / name}: is missing. Use another checkpoint.")
-        size = (folder / name).stat().st_size
-        if size < entry.size or (size > entry.size and not entry.grows):
-            raise CheckpointError(
-                f"{folder / name}: is damaged, it has {size} bytes instead of {entry.size}. Use another checkpoint."
-            )
-        if checksum(folder / name, entry.size) != entry.sha256:
-            raise CheckpointError(f"{folder / name}: is damaged, its checksum does not fit. Use another checkpoint.")
+    name = _NUMBERED.fullmatch(folder.name)
+    if name is not None and int(name[1]) != manifest.step:
+        what = f"is of step {manifest.step}, not of the one in the folder's name"
+        raise InvalidCheckpointError(folder / MANIFEST, what)
+    missing = dict(manifest.files)
+    for name_of_file in files_in(folder):
+        if name_of_file not in manifest.files and name_of_file != MANIFEST:
+            what = "does not belong to the checkpoint"
+            raise InvalidCheckpointError(folder / name_of_file, what, "Remove it, or use another checkpoint.")
+        missing.pop(name_of_file, None)
+    for name_of_file in missing:
+        raise InvalidCheckpointError(folder / name_of_file, "is missing")
+    for name_of_file, entry in manifest.files.items():
+        check_size(folder / name_of_file, entry)
+        check_memory(folder / name_of_file, entry.size)
     return manifest
 
 
@@ -141,15 +188,31 @@ def files_in(folder: Path) -> Iterator[str]:
     """Gives the path of every file below `folder`, with `/`.
 
     Raises:
-        CheckpointError: there is something else than regular files and folders.
+        InvalidCheckpointError: there is something else than regular files and folders, or folders are too deep.
     """
-    for place, folders, names in os.walk(folder):
-        for name in [*folders, *names]:
-            path = Path(place, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise CheckpointError(f"{path}: is no regular file. Remove it, or use another checkpoint.")
-        for name in names:
-            yield Path(place, name).relative_to(folder).as_posix()
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        with _listed(folder / place) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                yield place + entry.name
+            elif not entry.is_dir(follow_symlinks=False):
+                raise InvalidCheckpointError(Path(entry), "is no regular file", "Remove it, or use another checkpoint.")
+            elif place.count("/") >= MAX_DEPTH:
+                raise InvalidCheckpointError(Path(entry), f"is more than {MAX_DEPTH} folders deep")
+            else:
+                waiting.append(f"{place}{entry.name}/")
+
+
+@contextmanager
+def _listed(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        raise InvalidCheckpointError(folder, f"cannot be listed, {error.strerror or error}") from error
 
 
 def checksum(file: Path, size: int) -> str:
@@ -168,32 +231,34 @@ def _text(body: dict[str, Any]) -> bytes:
     return (json.dumps({**body, "sha256": digest}, indent=2, ensure_ascii=True) + "\n").encode("ascii")
 
 
-def _manifest(body: dict[str, Any]) -> Manifest:
-    for name, kind in _TYPES.items():
-        if type(body[name]) is not kind:
-            raise TypeError(f"{name} must be of type {kind.__name__}")
-    if body["step"] < 0 or body["generation"] < 0 or body["world_size"] < 1 or body["batch_size"] < 1:
-        raise ValueError("a count is out of range")
-    files = {}
-    for name, entry in body["files"].items():
-        files[name] = FileEntry(int(entry["size"]), str(entry["sha256"]), bool(entry["grows"]))
-        if files[name].size < 0 or not _HEX.fullmatch(files[name].sha256):
-            raise ValueError(f"the entry of {name!r} is out of range")
-    return Manifest(**{name: body[name] for name in _TYPES if name != "files"}, files=files)
+def _is_text_of(text: bytes, body: dict[str, Any]) -> bool:
+    try:
+        return _text(body) == text
+    except RecursionError:  # deeper than any that was written
+        return False
 
 
-_TYPES: Final[dict[str, type]] = {
-    "run": str,
-    "generation": int,
-    "step": int,
-    "world_size": int,
-    "batch_size": int,
-    "seed": int,
-    "is_resumable": bool,
-    "saved_at": str,
-    "versions": dict,
-    "plugins": dict,
-    "settings": dict,
-    "sources": dict,
-    "files": dict,
-}
+def _manifest(body: dict[str, Any], file: Path) -> Manifest:
+    told = {name: value for name, value in body.items() if name not in ("format", "schema")}
+    try:
+        manifest = _adapter().validate_python(told)
+    except ValidationError as error:
+        raise InvalidCheckpointError(file, first_mistake(error)) from None
+    for name in manifest.files:
+        if not _is_inside(name):
+            raise InvalidCheckpointError(file, f"names a file that cannot be in the folder, {name!r}")
+    for name in required_files(manifest.world_size) if manifest.is_resumable else ():
+        if name not in manifest.files:
+            raise InvalidCheckpointError(file, f"lacks {name}, which a checkpoint has")
+    return manifest
+
+
+def _is_inside(name: str) -> bool:
+    parts = name.split("/")
+    is_plain = all(0 < len(part.encode("utf-8", "surrogatepass")) <= 255 and part not in (".", "..") for part in parts)
+    return is_plain and len(parts) <= MAX_DEPTH + 1 and not set(name) & {"\0", "\\"} and name != MANIFEST
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import uuid4
 
 from trainer_core import Cadence, Phase, Signal, best_metric_name, hookimpl, interval
 from trainer_core_checkpointing import disk, folder, random_states, reading
-from trainer_core_checkpointing.agreement import on_main
+from trainer_core_checkpointing.agreement import agreed, on_main
+from trainer_core_checkpointing.closing import read_mark, remove_mark, write_mark
+from trainer_core_checkpointing.saving import Saver
 from trainer_core_checkpointing.settings import CheckpointingSettings
+from trainer_core_checkpointing.worldsize import read_counters
 from trainer_core_checkpointing.writing import Lineage, Writer
 
 if TYPE_CHECKING:
-    from trainer_core import Plan, Section, Trainer
+    from trainer_core import Plan, Saving, Section, Trainer
 
 logger = logging.getLogger("trainer_core.checkpointing")
 
@@ -38,10 +41,12 @@ class Checkpointing:
         self.settings = settings
         self._cadence = Cadence("no")
         self._max_steps = 0
-        self._writer: Writer | None = None
+        self._saver: Saver | None = None
+        self._notes: tuple[tuple[str, str], ...] = ()
         self._lineage: Lineage | None = None
         self._to_restore: dict[str, Any] | None = None
-        self._has_opened = False
+        self._has_opened = self._has_evaluated = False
+        self._found: reading.Found | None = None
 
     # When
 
@@ -69,12 +74,20 @@ class Checkpointing:
             logger.warning("save_steps: is read with save_strategy='steps' alone, which is %r.", settings.strategy)
         if trainer.is_main_rank:
             folder.tidy(output_dir)
+            remove_mark(output_dir)
         overwrites = settings.overwrite_output_dir
         lineage = self._lineage or on_main(trainer, lambda: _new_lineage(output_dir, overwrites=overwrites))
-        self._writer = Writer(trainer, output_dir, lineage, only_model=settings.only_model)
+        writer = Writer(trainer, output_dir, lineage, only_model=settings.only_model)
+        self._saver = Saver(trainer, settings, writer)
+        if trainer.is_main_rank and trainer.resumed_from is not None:  # the last run may have been killed before this
+            best = [] if state.best_model_checkpoint is None else [Path(state.best_model_checkpoint).name]
+            folder.rotate(output_dir, settings.total_limit, lineage.run, [trainer.resumed_from.name, *best])
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Asks for a save when one is due after this update."""
+        """Lands a save that is in flight, and asks for one that is due after this update."""
+        assert self._saver is not None
+        if self._saver.flight is not None:
+            self._saver.poll()
         step = trainer.state.global_step
         if self._cadence.is_due(step, self._max_steps):
             trainer.request(Signal.SAVE, by="save_steps", why=self._cadence.reason(step, self._max_steps))
@@ -92,7 +105,9 @@ class Checkpointing:
         """Asks for a save of the best model so far, unless this update was saved before it was evaluated."""
         state = trainer.state
         is_saved = state.last_save_step == state.global_step
-        state.best_model_checkpoint = self._path_of(trainer, folder.name_of(state.global_step)) if is_saved else None
+        is_there = is_saved and (self._saver is None or self._saver.flight is None)
+        path = Path(trainer.args.output_dir) / folder.name_of(state.global_step)
+        state.best_model_checkpoint = str(path) if is_there else None
         if self.settings.saves_best and not is_saved:
             by = "load_best_model_at_end" if self.settings.load_best_model_at_end else "save_strategy"
             value = f"{state.best_metric:.6g}"
@@ -100,40 +115,43 @@ class Checkpointing:
 
     # What
 
-    def write_checkpoint(self, trainer: Trainer) -> Path:
-        """Writes a checkpoint and then deletes those beyond the limit; saving draws no random number of the run."""
-        assert self._writer is not None
-        state, device = trainer.state, trainer.ranks.device
-        states = random_states.capture(device)
-        if state.best_global_step == state.global_step:
-            state.best_model_checkpoint = self._path_of(trainer, folder.name_of(state.global_step))
+    def write_checkpoint(self, trainer: Trainer) -> Path | Saving:
+        """Writes a checkpoint, at once or behind the training; saving draws no random number of the run."""
+        assert self._saver is not None
+        states = random_states.capture(trainer.ranks.device)
         try:
-            target = self._writer.write(states)
+            return self._saver.save(states)
         finally:
-            random_states.restore(states, device)
-        if trainer.is_main_rank:
-            best = [Path(state.best_model_checkpoint).name] if state.best_model_checkpoint is not None else []
-            if self.settings.overwrite_output_dir:
-                folder.delete_of_others(target.parent, self._writer.template.run)
-            folder.rotate(target.parent, self.settings.total_limit, self._writer.template.run, best)
-        return target
+            random_states.restore(states, trainer.ranks.device)
 
-    @staticmethod
-    def _path_of(trainer: Trainer, name: str) -> str:
-        return str(Path(trainer.args.output_dir) / name)
+    def closing_notes(self) -> Iterator[tuple[str, str]]:
+        """Gives (label, text) for the summary of the run."""
+        yield from self._notes if self._saver is None else self._saver.account.notes()
 
-    def read_checkpoint(self, trainer: Trainer, source: str | bool) -> Path | None:
-        """Finds, checks and loads a checkpoint; the random states come last. Gives None where nothing was saved yet."""
+    def foresee_checkpoint(self, trainer: Trainer, source: str | bool) -> Mapping[str, Any] | None:
+        """Finds and checks the checkpoint to resume from; gives its counters, or None where nothing was saved yet."""
         output_dir = Path(trainer.args.output_dir)
         if trainer.is_main_rank:
             folder.tidy(output_dir)
-        path = on_main(trainer, lambda: reading.find(output_dir, source))
-        if path is None:
+        falls_back = self.settings.on_invalid_checkpoint == "fall_back"
+        found = self._found = on_main(trainer, lambda: reading.find(output_dir, source, falls_back=falls_back))
+        if found is None:
             return None
-        manifest, self._to_restore = reading.load(trainer, path)
+        reading.tell(trainer, found.passed_over if trainer.is_main_rank else [])
+        return agreed(trainer, lambda: read_counters(found.path, found.manifest))
+
+    def read_checkpoint(self, trainer: Trainer, source: str | bool) -> Path | None:
+        """Loads the checkpoint that was found; the random states come last. Gives None where nothing was saved yet."""
+        output_dir, found = Path(trainer.args.output_dir), self._found
+        if found is None:
+            return None
+        path, manifest = found.path, found.manifest
+        self._to_restore = reading.load(trainer, found)
         self._lineage = on_main(trainer, lambda: _branch(output_dir, path, Lineage(manifest.run, manifest.generation)))
         if path.resolve().parent != output_dir.resolve():
             trainer.state.last_save_step = -1  # this folder has no checkpoint of the step
+        else:
+            trainer.finished = on_main(trainer, lambda: read_mark(output_dir, manifest))
         random_states.restore(self._to_restore, trainer.ranks.device)
         return path
 
@@ -141,26 +159,55 @@ class Checkpointing:
         """Brings back the best model, if the settings want that."""
         if not self.settings.load_best_model_at_end:
             return None
-        return reading.load_best(trainer, Path(trainer.args.output_dir))
+        falls_back = self.settings.on_invalid_checkpoint == "fall_back"
+        return reading.load_best(trainer, Path(trainer.args.output_dir), falls_back=falls_back)
 
     @hookimpl(tryfirst=True)
     def on_phase(self, trainer: Trainer, phase: Phase) -> None:
-        """Sets the saved random states again where the saved run went on.
+        """Waits for a save in flight before the next one and the end; sets the saved random states where a run goes on.
 
         Between loading and that moment hooks have fired that the uninterrupted run did not fire there: the beginning
-        of training and, in an open epoch, that of the epoch.
+        of training and, in an open epoch, that of the epoch. An evaluation that the saved run owed is made before it
+        goes on; what that draws counts.
         """
+        if phase is Phase.SAVE and self._saver is not None:
+            self._saver.make_way()
+        if phase is Phase.STOP and self._saver is not None:
+            self._saver.finish()
         if self._to_restore is None:
             return
+        if self._has_evaluated:
+            self._to_restore = random_states.capture(trainer.ranks.device)
+        self._has_evaluated = phase is Phase.EVAL
         has_opened, self._has_opened = self._has_opened, phase is Phase.EPOCH
         if phase is Phase.STEP or not has_opened:
             random_states.restore(self._to_restore, trainer.ranks.device)
         if has_opened or not trainer.state.epoch_is_open:
             self._to_restore = None
 
+    @hookimpl(trylast=True)
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Marks a run that has ended as finished, where its last update is in a checkpoint."""
+        state = trainer.state
+        if trainer.outcome == "interrupted" or state.last_save_step != state.global_step or self._saver is None:
+            return
+        lineage, rows = self._saver.writer.template, self._saver.writer.history.rows
+        if trainer.is_main_rank and not self.settings.only_model:
+            write_mark(trainer, lineage.run, lineage.generation, rows)
+
+    def on_exception(self, error: BaseException) -> None:
+        """Gives up what is in flight when the run is to stop at once."""
+        if isinstance(error, KeyboardInterrupt) and self._saver is not None:
+            self._saver.give_up()
+
     def on_teardown(self) -> None:
-        """Forgets the run."""
-        self._writer, self._lineage, self._to_restore, self._has_opened = None, None, None, False
+        """Ends what is in flight, and forgets the run."""
+        if self._saver is not None:
+            self._saver.close()
+            self._notes = tuple(self._saver.account.notes())
+        self._saver, self._lineage, self._to_restore = None, None, None
+        self._has_opened = self._has_evaluated = False
+        self._found = None
 
     def _cadence_of(self, max_steps: int) -> Cadence:
         settings = self.settings

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer_core import Interval, Section
+from trainer_core import Change, Interval, Section, interval
 
 if TYPE_CHECKING:
-    from trainer_core import TrainingArguments
+    from trainer_core import Side, TrainingArguments
+
+
+def _interval_in_updates(side: Side) -> int:
+    return interval(side.values["steps"], side.max_steps) if side.values["strategy"] == "steps" else 0
 
 
 class CheckpointingSettings(Section):
@@ -24,7 +28,22 @@ class CheckpointingSettings(Section):
         "save_only_model": "only_model",
         "load_best_model_at_end": "load_best_model_at_end",
         "resume_from_checkpoint": "resume_from_checkpoint",
+        "on_invalid_checkpoint": "on_invalid_checkpoint",
+        "on_save_error": "on_save_error",
+        "checkpoint_async": "checkpoint_async",
         "overwrite_output_dir": "overwrite_output_dir",
+    }
+    when_changed: ClassVar[Mapping[str, Change]] = {
+        "strategy": Change.said(),
+        "steps": Change.said(meaning=_interval_in_updates),
+        "total_limit": Change.said(),
+        "only_model": Change.said(),
+        "load_best_model_at_end": Change.said(),
+        "resume_from_checkpoint": Change.free(),
+        "on_invalid_checkpoint": Change.free(),
+        "on_save_error": Change.free(),
+        "checkpoint_async": Change.free(),
+        "overwrite_output_dir": Change.said(),
     }
 
     strategy: Literal["no", "steps", "epoch", "best"] = "steps"
@@ -41,6 +60,16 @@ class CheckpointingSettings(Section):
     resume_from_checkpoint: str | bool | None = None
     """What `train()` resumes from when it is called without that argument: a folder, or True for the newest
     checkpoint in `output_dir`; None to start anew."""
+    on_invalid_checkpoint: Literal["fall_back", "raise"] = "fall_back"
+    """What follows when the newest checkpoint is damaged, or the best one at the end: take the newest valid one before
+    it, or keep the weights of the last step, and say why; or raise. One that is named is never replaced by another."""
+    on_save_error: Literal["retry", "prune", "stop"] = "retry"
+    """What follows when the disk fails a save: go on and save when that is due again; first delete older checkpoints
+    of this run where it is full, and save once more at once; or end the run. A run whose last save failed ends with
+    the error in any case."""
+    checkpoint_async: bool | None = None
+    """Whether training goes on while a save is written, and waits for the copy of the state alone; None for saves of
+    64 MB and more whose copy takes at most half of the memory that is free. The last save of a run is waited for."""
     overwrite_output_dir: bool = False
     """Whether checkpoints of other runs in `output_dir` are deleted as soon as this run has one of its own."""
 

@@ -16,63 +16,74 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from trainer_core import CheckpointError
+from trainer_core import (
+    MAX_JSON_BYTES,
+    MAX_JSON_VALUES,
+    CheckpointError,
+    InvalidCheckpointError,
+    Seal,
+    count_values,
+    read_json,
+    read_shapes,
+    read_tensors,
+)
 
 MAX_DEPTH: Final = 100
 """A deeper tree is refused, when written and when read."""
-MAX_JSON_BYTES: Final = 256 * 2**20
-"""A larger JSON file is refused before it is read."""
-
+_TOLD: Final = 200
+"""Signs of a place that errors tell."""
+_MAX_NUMBER: Final = 2**16
+"""Signs of a number that JSON lacks."""
 _TENSOR, _TUPLE, _DICT, _NUMBER, _BYTES = "__tensor__", "__tuple__", "__dict__", "__number__", "__bytes__"
 _MARK: Final = "__"
 _WIDE: Final = 2**63
 
 
-def write_tree(tree: object, folder: Path, name: str) -> None:
-    """Writes `tree` as `<name>.json` and, when it holds tensors, `<name>.safetensors`."""
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(encode(tree, tensors, where=name), allow_nan=False, separators=(",", ":"))
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    if tensors:
-        save_file(_apart(tensors), folder / f"{name}.safetensors")
-
-
-def read_tree(folder: Path, name: str) -> Any:
-    """Gives what `write_tree` wrote.
+def pack_tree(tree: object, tensors: dict[str, torch.Tensor], name: str) -> bytes:
+    """Gives the JSON of `tree`, and puts its tensors into `tensors`.
 
     Raises:
-        CheckpointError: a file is missing, too large or no such tree.
+        CheckpointError: it holds what cannot be saved, or more than is read again.
     """
-    value = read_json(folder / f"{name}.json")
-    file = folder / f"{name}.safetensors"
-    try:
-        tensors = load_file(file) if file.is_file() else {}
-        return decode(value, tensors, where=name)
-    except CheckpointError:
-        raise
-    except Exception as error:  # safetensors raises errors of its own and of Python's
-        raise CheckpointError(f"{file}: cannot be read, {error}. Use another checkpoint.") from error
+    text = json.dumps(encode(tree, tensors, where=name), allow_nan=False, separators=(",", ":")).encode()
+    if len(text) > MAX_JSON_BYTES or count_values(text) > MAX_JSON_VALUES:
+        what = f"would take {len(text)} bytes of JSON, over {MAX_JSON_BYTES}, or over {MAX_JSON_VALUES} values"
+        raise CheckpointError(f"{name}: {what}. Keep what is large in tensors.")
+    return text
 
 
-def read_json(file: Path) -> Any:
-    """Gives the value in a JSON file.
+def read_tree(folder: Path, name: str, seals: Mapping[str, Seal] | None = None, *, shapes_only: bool = False) -> Any:
+    """Gives back what `pack_tree` was given, from the files that a save made of it.
+
+    Args:
+        folder: where it is.
+        name: of its files, without suffix.
+        seals: what each file must be, by name; what is given are then those bytes.
+        shapes_only: give of tensors type and shape alone.
 
     Raises:
-        CheckpointError: it is missing, too large, too deep or no JSON.
+        InvalidCheckpointError: a file is missing, damaged, too large or no such tree.
     """
+    texts, file = folder / f"{name}.json", folder / f"{name}.safetensors"
+    value = read_json(texts, None if seals is None else seals.get(texts.name))
+    has_tensors = file.is_file() if seals is None else file.name in seals
+    tensors: dict[str, Any] = {}
+    if has_tensors:
+        read: Callable[[Path, Seal | None], dict[str, Any]] = read_shapes if shapes_only else read_tensors
+        tensors = read(file, None if seals is None else seals[file.name])
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file}: is too large, over {MAX_JSON_BYTES} bytes. Use another checkpoint.")
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read, {error}. Use another checkpoint.") from error
+        tree = decode(value, tensors, where=name)
+    except InvalidCheckpointError as error:
+        raise InvalidCheckpointError(texts, f"cannot be read, {error.file}: {error.what}") from error
+    for left in tensors:
+        raise InvalidCheckpointError(file, f"holds {left!r}, which {texts.name} does not name")
+    return tree
 
 
 def encode(value: object, tensors: dict[str, torch.Tensor], where: str = "", depth: int = 0) -> Any:
@@ -108,14 +119,15 @@ def encode(value: object, tensors: dict[str, torch.Tensor], where: str = "", dep
     )
 
 
-def decode(value: Any, tensors: Mapping[str, torch.Tensor], where: str = "", depth: int = 0) -> Any:
-    """Gives back what `encode` was given.
+def decode(value: Any, tensors: dict[str, Any], where: str = "", depth: int = 0) -> Any:
+    """Gives back what `encode` was given, and takes its tensors out of `tensors`.
 
     Raises:
         CheckpointError: `value` is no such tree, or its tensors are not there.
     """
     if depth > 2 * MAX_DEPTH + 2:
-        raise CheckpointError(f"{where[:80]}…: is nested too deep. Use another checkpoint.")
+        raise _damaged(where, "is nested too deep")
+    where = where[:_TOLD]  # names of a hostile file may be long, and would be copied for each value below them
     if isinstance(value, list):
         return [decode(item, tensors, f"{where}.{place}", depth + 1) for place, item in enumerate(value)]
     if not isinstance(value, dict):
@@ -124,7 +136,7 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor], where: str = "", dep
         ((key, inner),) = value.items()
         if key.startswith(_MARK):
             return _decode_marked(key, inner, tensors, where, depth)
-    return {key: decode(item, tensors, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    return {key: decode(item, tensors, f"{where}.{key[:_TOLD]}", depth + 1) for key, item in value.items()}
 
 
 def _encode_mapping(value: Mapping[Any, Any], tensors: dict[str, torch.Tensor], where: str, depth: int) -> Any:
@@ -138,22 +150,33 @@ def _encode_mapping(value: Mapping[Any, Any], tensors: dict[str, torch.Tensor], 
     return {_DICT: pairs}
 
 
-def _decode_marked(key: str, inner: Any, tensors: Mapping[str, torch.Tensor], where: str, depth: int) -> Any:
+def _decode_marked(key: str, inner: Any, tensors: dict[str, Any], where: str, depth: int) -> Any:
     try:
         if key == _TENSOR:
-            return tensors[inner]
+            return tensors.pop(inner)
         if key == _TUPLE:
             return tuple(decode(inner, tensors, where, depth + 1))
         if key == _DICT:
-            decoded = (decode(pair, tensors, where, depth + 1) for pair in inner)
-            return {name: item for name, item in decoded}  # noqa: C416 # dict() would take strings of two letters
-        if key == _NUMBER:
+            return _decode_pairs(inner, tensors, where, depth)
+        if key == _NUMBER and len(inner) <= _MAX_NUMBER:
             return int(inner, 16) if "x" in inner else float(inner)
         if key == _BYTES:
             return base64.b64decode(inner, validate=True)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: is damaged, got {error!r}. Use another checkpoint.") from error
-    raise CheckpointError(f"{where}: is of an unknown kind, got {key!r}. Read it with the version that wrote it.")
+        raise _damaged(where, f"is damaged, got {error!r}") from error
+    raise _damaged(where, f"is of an unknown kind, got {key[:_TOLD]!r}")
+
+
+def _damaged(where: str, what: str) -> InvalidCheckpointError:
+    return InvalidCheckpointError(Path(where or "."), what)
+
+
+def _decode_pairs(pairs: Any, tensors: dict[str, Any], where: str, depth: int) -> dict[Any, Any]:
+    decoded = (decode(pair, tensors, where, depth + 1) for pair in pairs)
+    found = {name: item for name, item in decoded}  # noqa: C416 # dict() would take strings of two letters
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
 
 
 def _keep(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], where: str) -> str:
@@ -168,18 +191,3 @@ def _keep(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], where: str) ->
         name, number = f"{where}#{number}", number + 1
     tensors[name] = tensor.detach()
     return name
-
-
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gives the tensors contiguous; a view and one that shares its memory with another as copies of their own."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        is_view = storage.nbytes() != tensor.nbytes
-        own = tensor.contiguous()
-        if own is tensor and tensor.numel() and (is_view or storage.data_ptr() in seen):
-            own = tensor.clone(memory_format=torch.contiguous_format)
-        seen.add(storage.data_ptr())
-        result[name] = own
-    return result

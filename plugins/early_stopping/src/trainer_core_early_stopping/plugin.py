@@ -71,6 +71,7 @@ class EarlyStopping:
     """Ends a run whose metric no longer improves."""
 
     settings_type: ClassVar[type[Section]] = EarlyStoppingSettings
+    fires_in_replay: ClassVar[bool] = False
     author: ClassVar[str] = "early_stopping"
     """The author of its requests."""
 

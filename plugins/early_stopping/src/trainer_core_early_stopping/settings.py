@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from trainer_core import Section
+from trainer_core import Change, Section
 from trainer_core_early_stopping.duration import Duration
 from trainer_core_early_stopping.watching import direction_problems
 
@@ -25,6 +25,12 @@ class EarlyStoppingSettings(Section):
     flat: ClassVar[Mapping[str, str]] = {
         "early_stopping_patience": "patience",
         "early_stopping_threshold": "threshold",
+    }
+    when_changed: ClassVar[Mapping[str, Change]] = {
+        "patience": Change.said(),
+        "threshold": Change.said(),
+        "metric": Change.said("patience is counted from here"),
+        "greater_is_better": Change.said("patience is counted from here"),
     }
 
     patience: Count = 1
@@ -47,6 +53,9 @@ class StopAtSettings(Section):
     """Ends a run when the first of its rules is met."""
 
     flat: ClassVar[Mapping[str, str]] = {"max_time": "max_time"}
+    when_changed: ClassVar[Mapping[str, Change]] = dict.fromkeys(
+        ("metric", "at_least", "at_most", "max_time", "max_tokens", "max_samples"), Change.said()
+    )
 
     metric: MetricName | None = None
     """The metric of `at_least` and `at_most`, with or without `eval_`; None for `metric_for_best_model`, and the loss

@@ -52,6 +52,7 @@ class StopAt:
     """Ends a run when the first of its rules is met."""
 
     settings_type: ClassVar[type[Section]] = StopAtSettings
+    fires_in_replay: ClassVar[bool] = False
 
     def __init__(self, settings: StopAtSettings) -> None:
         self.settings = settings

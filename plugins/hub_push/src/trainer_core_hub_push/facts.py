@@ -128,7 +128,7 @@ def of_the_run(trainer: Trainer) -> dict[str, object]:
         "steps": f"{state.global_step} of {state.max_steps}" if state.max_steps else state.global_step,
         "epochs": f"{state.epoch:g}",
         "samples": state.num_samples_seen,
-        "samples a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * world,
+        "samples a step": state.global_batch_size or trainer.batching.global_batch_size,
         "processes": world,
         "model": kind_of(trainer.model),
         "parameters": f"{sum(parameter.numel() for parameter in parameters):,} ({trained:,} trained)",

@@ -36,6 +36,7 @@ class HubPush:
     """Pushes a run to the Hub."""
 
     settings_type: ClassVar[type[Section]] = HubPushSettings
+    fires_in_replay: ClassVar[bool] = False
 
     def __init__(self, settings: HubPushSettings) -> None:
         self.settings = settings

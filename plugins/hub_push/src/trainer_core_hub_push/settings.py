@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from trainer_core import Section
+from trainer_core import Change, Section
 from trainer_core_hub_push import checks
 
 if TYPE_CHECKING:
@@ -48,6 +48,20 @@ class HubPushSettings(Section):
         "push_to_hub_token": "hub_token",
     }
     warn_aliases: ClassVar[frozenset[str]] = frozenset(aliases)
+    when_changed: ClassVar[Mapping[str, Change]] = {
+        "push": Change.said(),
+        "model_id": Change.said(),
+        "strategy": Change.said(),
+        "token": Change.free(),
+        "private_repo": Change.free(),
+        "revision": Change.said(),
+        "always_push": Change.free(),
+        "organization": Change.said(),
+        "flush_timeout_seconds": Change.free(),
+        "retries": Change.free(),
+        "backoff_seconds": Change.free(),
+        "max_backoff_seconds": Change.free(),
+    }
 
     push: bool = False
     """Whether `train()` pushes; `push_to_hub()`, the card and resuming from a repository work without it."""

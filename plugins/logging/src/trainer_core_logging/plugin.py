@@ -51,7 +51,8 @@ class Logging:
         """Opens the file on the main rank, and resolves when rows are due."""
         settings, state = self.settings, trainer.state
         if trainer.is_main_rank and (path := self._path(trainer)) is not None:
-            self._rows.open(path, state.log_history, state.global_step)
+            begins_again = bool(trainer.resume_source) and trainer.resumed_from is None
+            self._rows.open(path, state.log_history, state.global_step, begins_again=begins_again)
         every = interval(settings.steps, state.max_steps) if settings.strategy == "steps" else 0
         self._cadence = Cadence(settings.strategy, every, at_the_end=False)
         self._max_steps = state.max_steps
@@ -79,6 +80,10 @@ class Logging:
             self._rows.write(logs)
             self._rows.forget()
         logger.debug("%s", logs)
+
+    def on_train_end(self) -> None:
+        """Makes the rows durable before anything calls the run finished: a finished run writes none again."""
+        self._rows.flush()
 
     @hookimpl(trylast=True)
     def on_teardown(self) -> None:

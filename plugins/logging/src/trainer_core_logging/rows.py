@@ -2,7 +2,8 @@
 
 Each row is one `write` to the operating system (1 us; with its encoding 4 us), so a killed process loses none. A file
 is cut in two cases only, when it is opened: a line that was left half (the disk was full, the machine went down) goes,
-and so do, when a run is resumed, the rows after the checkpoint, because their updates are done again.
+and so do, when a run is resumed, the rows after the checkpoint, because their updates are done again; all of them
+where nothing was saved yet.
 
 The lines are strict JSON. It has no word for numbers that are not finite: they are the strings "NaN", "Infinity" and
 "-Infinity", as in the JSON of protocol buffers, so that a log still says how a run diverged. Python's `float` reads
@@ -44,13 +45,16 @@ class RowFile:
         """Whether rows are written now."""
         return self._file is not None
 
-    def open(self, path: Path, history: Sequence[Mapping[str, Any]] = (), step: int = 0) -> None:
+    def open(
+        self, path: Path, history: Sequence[Mapping[str, Any]] = (), step: int = 0, *, begins_again: bool = False
+    ) -> None:
         """Opens the file to append to it.
 
         Args:
             path: of the file.
             history: rows before this run, which a new file gets when the run is resumed.
             step: of the checkpoint that was loaded, for messages.
+            begins_again: the run was to be resumed and nothing was saved, so that all its updates are done again.
 
         Raises:
             SettingsError: the file cannot be opened.
@@ -65,6 +69,8 @@ class RowFile:
             ) from error
         if self._resumes:
             self._continue(path, history, step)
+        elif begins_again:
+            self._set_aside(path, 0, "of a run that had saved nothing")
         self._known, self._resumes = None, False
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -73,8 +79,15 @@ class RowFile:
         try:
             _append(self._file, [row])
         except OSError as error:
-            logger.error("%s: cannot be written (%s). Rows are no longer written.", self._file.name, error.strerror)
-            self.close()
+            self._give_up(error)
+
+    def flush(self) -> None:
+        """Makes the rows of the open file durable. A disk that fails is told, and the run goes on without rows."""
+        if self._file is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._give_up(error)
 
     def close(self) -> None:
         """Closes the file; where it ended stays known."""
@@ -90,8 +103,7 @@ class RowFile:
 
     def state_dict(self) -> dict[str, int | None]:
         """Gives where the file ends, and makes everything before it durable."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())  # a checkpoint is durable; it must not speak of bytes that are not
+        self.flush()  # a checkpoint is durable; it must not speak of bytes that are not
         known = self._known if self._file is None else _ending(self._file)
         return {"offset": None, "tail_crc32": None} if known is None else {**known}
 
@@ -100,6 +112,11 @@ class RowFile:
         offset, tail = state["offset"], state["tail_crc32"]
         self._known = None if offset is None or tail is None else {"offset": offset, "tail_crc32": tail}
         self._resumes = self._known is not None
+
+    def _give_up(self, error: OSError) -> None:
+        assert self._file is not None
+        logger.error("%s: cannot be written (%s). Rows are no longer written.", self._file.name, error.strerror)
+        self.close()
 
     def _continue(self, path: Path, history: Sequence[Mapping[str, Any]], step: int) -> None:
         assert self._file is not None
@@ -111,14 +128,20 @@ class RowFile:
             logger.warning(
                 "%s: is not the file that the checkpoint knew, rows after step %d may stand in it twice.", path, step
             )
-        elif size > offset:
+        else:
+            self._set_aside(path, offset, f"after the checkpoint of step {step}")
+
+    def _set_aside(self, path: Path, offset: int, which: str) -> None:
+        assert self._file is not None
+        size = _size(self._file)
+        if size > offset:
             again = os.pread(self._file.fileno(), size - offset, offset)
             aside = path.with_name(f"{path.stem}-cut{path.suffix}")
             with aside.open("ab") as file:
                 file.write(again)
             os.ftruncate(self._file.fileno(), offset)
-            told = "%s: %d rows after the checkpoint of step %d are moved to %s; what they tell of is done again."
-            logger.info(told, path, again.count(b"\n"), step, aside.name)
+            told = "%s: %d rows %s are moved to %s; what they tell of is done again."
+            logger.info(told, path, again.count(b"\n"), which, aside.name)
 
 
 def _append(file: FileIO, rows: Iterable[Mapping[str, Any]]) -> None:

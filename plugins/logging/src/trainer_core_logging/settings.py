@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from trainer_core import Interval, Section
+from trainer_core import Change, Interval, Section
 from trainer_core_logging.levels import LEVELS, OURS
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class LoggingSettings(Section):
         "log_level_replica": "level_replica",
         "log_on_each_node": "on_each_node",
     }
-
+    when_changed: ClassVar[Mapping[str, Change]] = dict.fromkeys(
+        ("strategy", "steps", "first_step", "level", "level_replica", "on_each_node", "loggers", "file"), Change.free()
+    )
     methods: ClassVar[Mapping[str, str]] = {"get_process_log_level": "process_log_level"}
 
     strategy: Literal["no", "steps", "epoch"] = "steps"

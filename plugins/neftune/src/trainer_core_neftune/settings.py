@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from trainer_core import Section
+from trainer_core import Change, Section
 
 
 def _some_noise(alpha: float) -> float:
@@ -21,6 +21,10 @@ class NeftuneSettings(Section):
 
     flat: ClassVar[Mapping[str, str]] = {"neftune_noise_alpha": "noise_alpha"}
     switch: ClassVar[str | None] = "neftune_noise_alpha"
+    when_changed: ClassVar[Mapping[str, Change]] = {
+        "noise_alpha": Change.said(),
+        "embedding_module": Change.said(),
+    }
 
     noise_alpha: Annotated[float, AfterValidator(_some_noise)]
     """Noise of a row is uniform within ±noise_alpha / sqrt(tokens × width); the paper takes 5 to 15."""

@@ -28,6 +28,7 @@ class Trackers:
     """
 
     settings_type: ClassVar[type[Section]] = TrackersSettings
+    fires_in_replay: ClassVar[bool] = False
     critical: ClassVar[bool] = False
 
     def __init__(self, settings: TrackersSettings) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
-from trainer_core import Section
+from trainer_core import Change, Section
 from trainer_core_trackers.known import KNOWN, check_name, chosen, options_of
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class TrackersSettings(Section):
 
     switch: ClassVar[str | None] = "report_to"
     flat: ClassVar[Mapping[str, str]] = {name: name for name in ("report_to", *OPTIONS)}
+    when_changed: ClassVar[Mapping[str, Change]] = dict.fromkeys(("report_to", *OPTIONS, "init_kwargs"), Change.free())
 
     report_to: Annotated[str | list[str] | None, BeforeValidator(_only_names), AfterValidator(_trackers)] = None
     """Names of trackers, or "all" for every installed one; None, "none" and [] turn the plugin off."""

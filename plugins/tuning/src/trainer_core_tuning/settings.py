@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from trainer_core import Section
+from trainer_core import Change, Section
 
 SamplerName = Literal["tpe", "random", "grid", "qmc", "cmaes", "gp", "nsgaii", "nsgaiii", "brute_force"]
 PrunerName = Literal[
@@ -36,6 +37,19 @@ class TuningSettings(Section):
     """How `Trainer.hyperparameter_search` proposes settings, ends bad trials early, and keeps what it found."""
 
     on_by_default: ClassVar[bool] = True
+    when_changed: ClassVar[Mapping[str, Change]] = {
+        "storage": Change.free(),
+        "study_name": Change.free(),
+        "sampler": Change.free(),
+        "sampler_options": Change.free(),
+        "pruner": Change.free(),
+        "pruner_options": Change.free(),
+        "timeout_seconds": Change.free(),
+        "catch": Change.free(),
+        "report": Change.free(),
+        "table": Change.free(),
+        "plot": Change.free(),
+    }
 
     storage: Name = "tuning.db"
     """Where trials are kept: a file of SQLite, relative to `output_dir`, or a URL of a database that Optuna takes."""

@@ -1,0 +1,67 @@
+"""What an error leaves of a run: the last step boundary is saved, so that no update is lost."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from trainer_core.phases import Phase
+from trainer_core.state import Saving
+
+if TYPE_CHECKING:
+    from trainer_core.loop import Loop
+
+logger = logging.getLogger("trainer_core.rescue")
+
+
+def rescue(loop: Loop, error: BaseException) -> None:
+    """Saves the last step boundary of a run that `error` ends, and notes in the error where the run can go on.
+
+    Nothing is saved where there is nothing new, where the user wants to stop at once, where the error is the
+    optimizer's own (weights may be half updated) or that of a save, and where the ranks do not fail together.
+    """
+    step = loop.state.global_step
+    if not isinstance(error, Exception) or loop.phase is Phase.INIT or not loop.bus.listens("write_checkpoint"):
+        return
+    if loop.phase not in _AT_WORK or step in (loop.tally.first_step, loop.state.last_save_step):
+        _note_newest(loop, error)
+        return
+    try:
+        problem = _unfit(loop) or _save(loop, error)
+    except Exception as failure:
+        problem = str(failure)
+        loop.journal.record("rescue_failed", step, {"why": repr(failure)})
+    if problem:
+        error.add_note(f"step {step} could not be saved: {problem}")
+        _note_newest(loop, error)
+
+
+_AT_WORK = (Phase.EPOCH, Phase.STEP, Phase.EVAL)
+
+
+def _unfit(loop: Loop) -> str:
+    """Gives why the run is not at a step boundary that can be saved; nothing where it is."""
+    if loop.stepper.is_torn:
+        return "the error came out of the optimizer's step, weights may be half updated."
+    if loop.ranks.world_size > 1 and not loop.agreement.is_failing:
+        return "not all ranks are here to save it."
+    loop.stepper.guard.settle()
+    return ""
+
+
+def _save(loop: Loop, error: BaseException) -> str:
+    loop.give_up()
+    checkpoint = loop.saves.ask(is_last=True)
+    loop.saves.announce()
+    if checkpoint is None or isinstance(checkpoint, Saving):
+        return "no plugin could write it." if checkpoint is None else "its write failed, see above."
+    step = loop.state.global_step
+    error.add_note(f"saved at step {step} first: resume_from_checkpoint=True goes on from {checkpoint}")
+    loop.journal.record("saved_on_error", step, {"checkpoint": checkpoint.name, "error": type(error).__name__})
+    return ""
+
+
+def _note_newest(loop: Loop, error: BaseException) -> None:
+    newest = loop.state.last_save_step
+    if newest >= 0:
+        error.add_note(f"the newest checkpoint is of step {newest}: resume_from_checkpoint=True goes on from there")
