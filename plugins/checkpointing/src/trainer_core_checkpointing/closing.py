@@ -1,8 +1,8 @@
 """The mark of a finished run: `.finished.json` in `output_dir`, written whole when a run has ended in order.
 
-It says which checkpoint is the last of the run and how the run ended after it, and holds a SHA-256 of itself. A mark that
-is damaged, or that is of another run or step than the checkpoint which is resumed, is passed over: the run then does
-again what came after its last checkpoint.
+It says which checkpoint is the last of the run and how the run ended after it, and holds a SHA-256 of itself. A mark
+that is damaged, or that is of another run or step than the checkpoint which is resumed, is passed over: the run then
+does again what came after its last checkpoint.
 """
 
 from __future__ import annotations
