@@ -22,7 +22,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --cov --cov-report=term
 
 # The long form of tests/crash: about CRASH_ROUNDS rounds more of each kind.
 CRASH_ROUNDS ?= 1000

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer_core.errors import SettingsError, TrainerCoreError
@@ -408,6 +408,7 @@ def test_the_schema_covers_core_groups_aliases_and_plugins():
     assert not schema["additionalProperties"]
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

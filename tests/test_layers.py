@@ -17,7 +17,7 @@ LAYERS = [
     "errors files phases state batching cadence settings plan untrusted",
     # the declaration of hooks; data and optimizer; what a step is made of
     "hookspecs data optim activations best collection guard loss memory meter metrics modes ordering process ranks"
-    " buckets connections lifeline rendezvous watch whereabouts tally tensors weights",
+    " buckets connections lifeline rendezvous verdicts watch whereabouts tally tensors weights",
     # one update, one evaluation, the bus, the plan and the journal
     "step criterion saves evaluate bus callbacks journal ownership planning rehearsal results snapshot summary"
     " plugin_states agreement boundary closing rescue watching",

@@ -10,9 +10,12 @@ import atexit
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -119,14 +122,36 @@ def _leave_group() -> None:
     """Leaves gloo's group, and sees to it that what its threads still read is not taken down under them."""
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
+        _let_threads_finish()
         _skip_destructors()
+
+
+def _let_threads_finish() -> None:
+    """Waits until all other threads sleep, 5 s at most.
+
+    A thread of gloo's that still holds the last reference to a tensor needs the interpreter to let go of it; where that
+    is gone, the thread is unwound and C++ aborts ("terminate called without an active exception").
+    """
+    tasks, own, num_quiet, end = Path("/proc/self/task"), str(threading.get_native_id()), 0, monotonic() + 5.0
+    while num_quiet < 2 and monotonic() < end:
+        sleep(0.02)  # the interpreter is theirs meanwhile
+        states = [_state_of(task) for task in tasks.iterdir() if task.name != own] if tasks.is_dir() else []
+        num_quiet = num_quiet + 1 if set(states) <= {"S", ""} else 0
+
+
+def _state_of(task: Path) -> str:
+    """Gives the letter of a thread's state, "S" where it sleeps; nothing where it is gone."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def _skip_destructors() -> None:
     """Has the process end, with its own exit code, when Python is done and before C++ libraries are taken down.
 
-    Torch never frees a process group that DDP has used; its threads outlive the interpreter, and one that wakes up
-    among destroyed objects aborts a process that had finished.
+    Torch never frees a process group that DDP has used: its threads outlive the interpreter, and would run among
+    objects that are destroyed.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):  # glibc's

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
+from trainer_core import verdicts
 from trainer_core.errors import DistributedError
 from trainer_core.lifeline import Lifeline, connect, leave, listen
 
@@ -132,7 +133,7 @@ class Watch:
         self._is_ending.set()
         about = self._look()
         if self.rank == _WATCHED_BY:
-            self._judge(_failed(about, self.rank, failure), is_together=is_together)
+            self._judge(verdicts.failed(about, self.rank, failure), is_together=is_together)
         else:
             self._say(**about, failed=failure, is_together=is_together)
             self._is_judged.wait(VERDICT_SECONDS)
@@ -184,7 +185,7 @@ class Watch:
             self._selector.unregister(peer.line.connection)
             if not peer.has_left:
                 peer.has_left = True
-                self._judge(_gone(peer.about, rank))
+                self._judge(verdicts.gone(peer.about, rank))
 
     def _take(self, rank: int, peer: Peer, words: dict[str, Any]) -> None:
         is_together = bool(words.pop("is_together", False))
@@ -192,7 +193,7 @@ class Watch:
         if "verdict" in words:
             self._judge(str(words["verdict"]), is_together=is_together)
         if "failed" in words:
-            self._judge(_failed(peer.about, rank, str(words["failed"])), is_together=is_together)
+            self._judge(verdicts.failed(peer.about, rank, str(words["failed"])), is_together=is_together)
         if "lost" in words:
             peer.lost = str(words["lost"])
             self._doubt_until = monotonic() + DOUBT_SECONDS
@@ -232,7 +233,7 @@ class Watch:
         there = {rank: peer for rank, peer in self._peers.items() if not peer.has_left}
         for rank, peer in there.items():
             if now - peer.heard > self.bound:
-                self._judge(_silent(peer.about, rank, now - peer.heard))
+                self._judge(verdicts.silent(peer.about, rank, now - peer.heard))
         if self._doubt_until is not None and now > self._doubt_until:
             self._doubt_until = None
             self._judge(self._suspect(there, now))
@@ -244,15 +245,15 @@ class Watch:
     def _suspect(self, there: dict[int, Peer], now: float) -> str:
         silent = [rank for rank, peer in there.items() if now - peer.heard > 3 * BEAT_SECONDS]
         if silent:
-            return _silent(there[silent[0]].about, silent[0], now - there[silent[0]].heard)
+            return verdicts.silent(there[silent[0]].about, silent[0], now - there[silent[0]].heard)
         known = {rank: (peer.about, peer.lost) for rank, peer in there.items()}
         known[self.rank] = self._look(), self._lost
         problem = next((lost for _, (_, lost) in sorted(known.items()) if lost), "")
         idle = {rank: about for rank, (about, lost) in sorted(known.items()) if not lost and not about.get("waits")}
         if idle and "timed out" in problem.lower():
             rank = min(idle)
-            return _awaited(idle[rank], rank)
-        told = "; ".join(f"rank {rank} {_doing(about)}" for rank, (about, _) in sorted(known.items()))
+            return verdicts.awaited(idle[rank], rank)
+        told = "; ".join(f"rank {rank} {verdicts.doing(about)}" for rank, (about, _) in sorted(known.items()))
         return f"launch: a collective broke though all ranks live ({told}), got {problem}. Look at the network."
 
     def _pardon(self, seconds: float) -> None:
@@ -284,37 +285,3 @@ class Watch:
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
         os._exit(1)
-
-
-def _doing(about: dict[str, Any]) -> str:
-    where = f", {about['where']}" if about.get("where") else ""
-    return f"in phase {about.get('phase', 'INIT')} after step {about.get('step', 0)}{where}"
-
-
-def _process(about: dict[str, Any]) -> str:
-    return f"process {about.get('pid', '?')} on {about.get('host', '?')}"
-
-
-def _gone(about: dict[str, Any], rank: int) -> str:
-    return (
-        f"rank {rank}: died without a word, it was killed or crashed; got {_process(about)}, last {_doing(about)}. "
-        f"Look at its output and at the machine's memory."
-    )
-
-
-def _failed(about: dict[str, Any], rank: int, failure: str) -> str:
-    return f"rank {rank}: failed {_doing(about | {'where': ''})}, got {failure}. Look at its output."
-
-
-def _silent(about: dict[str, Any], rank: int, seconds: float) -> str:
-    return (
-        f"rank {rank}: gave no sign of life for {seconds:.0f} s, it is stopped or its machine is gone; got "
-        f"{_process(about)}, last {_doing(about)}. Look at the machine, or raise ddp_heartbeat_timeout."
-    )
-
-
-def _awaited(about: dict[str, Any], rank: int) -> str:
-    return (
-        f"rank {rank}: kept the others waiting, who gave up after ddp_timeout; got {_process(about)}, "
-        f"{_doing(about)}. Look for a lock, or for a collective that this rank does not come to."
-    )

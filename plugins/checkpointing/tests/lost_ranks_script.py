@@ -97,10 +97,11 @@ class Failing(TrainerCallback):
 
 
 class Signalled(TrainerCallback):
-    """Gets its signal when the signal of another rank is being served."""
+    """Rank 1 gets its signal when that of rank 0 has been served."""
 
     def on_save(self, args, state, control, **others):
-        os.kill(os.getpid(), signal.SIGTERM)
+        if os.environ["RANK"] == "1" and state.global_step % 4:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class OwnTrainer(Trainer):
@@ -126,7 +127,7 @@ def train(case, output_dir, *, resume):
     data = Items(case, rank)
     trainer = OwnTrainer(
         model=Net(), args=args, train_dataset=data, eval_dataset=Items(Case("nothing"), rank),
-        callbacks=[Failing(at)] if case.what == "callback" else [Signalled] if (case.what, rank) == ("late", 1) else [],
+        callbacks=[Failing(at)] if case.what == "callback" else [Signalled] if case.what == "late" else [],
     )  # fmt: skip
     trainer.loss_fails_at = at if case.what == "loss" else -1
     began, error, notes = time.monotonic(), "", []

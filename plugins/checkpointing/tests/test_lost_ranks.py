@@ -15,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("lost_ranks_script.py")
 OWN = "ValueError: a mistake of the user's"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lost ranks")]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_rank_that_is_to_stop_at_once_stops_all(ends):
     }
 
 
-@pytest.mark.parametrize("name", ["signal to one", "signal to all"])
+@pytest.mark.parametrize("name", ["signal to one", "signal to all", "late signal"])
 def test_ranks_that_get_a_signal_at_different_moments_save_one_step(folder, ends, name):
     told, _ = ends(name)
     assert {(result["error"], result["outcome"]) for result in told.values()} == {("", "interrupted")}
@@ -137,10 +137,13 @@ def test_ranks_that_get_a_signal_at_different_moments_save_one_step(folder, ends
     assert (folder / name.replace(" ", "-") / "out" / f"checkpoint-{step}").is_dir()
 
 
-@pytest.mark.parametrize("name", ["killed", "item", "both items", "loss", "callback", "signal to one", "signal to all"])
+@pytest.mark.parametrize(
+    "name", ["killed", "item", "item of main", "both items", "loss", "callback", "signal to one", "signal to all"]
+)
 def test_what_is_resumed_ends_as_the_run_that_nobody_cut(ends, name):
-    whole, again = ends("whole")[0], ends(name, "resumed")[0]
-    assert errors(again) == {0: "", 1: ""}
+    again = ends(name, "resumed")[0]
+    whole = ends("whole" if len(again) == 2 else "whole of three")[0]
+    assert errors(again) == dict.fromkeys(range(len(whole)), "")
     for rank, result in again.items():
         assert result["resumed"].startswith("checkpoint-")
         assert result["weights"] == whole[rank]["weights"]

@@ -9,8 +9,13 @@ import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from trainer_core import CheckpointError
+from trainer_core.batching import Batching
+from trainer_core_checkpointing.worldsize import read_position
 
 SCRIPT = Path(__file__).with_name("worldsize_script.py")
 GOES_ON = [
@@ -27,7 +32,8 @@ GOES_ON = [
     "stream, 2 to 1, no tail",
 ]
 
-pytestmark = pytest.mark.slow
+
+pytestmark = pytest.mark.xdist_group("world size")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,7 @@ def others(rank):
     return [{k: v for k, v in row.items() if "loss" not in k and k != "grad_norm"} for row in rank["rows"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOES_ON)
 def test_each_update_has_the_samples_of_the_run_that_nobody_cut(results, case):
     whole, cut, resumed = (updates(results(case, job)) for job in ("whole", "cut", "resumed"))
@@ -73,6 +80,7 @@ def test_each_update_has_the_samples_of_the_run_that_nobody_cut(results, case):
     assert len(whole) in (8, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOES_ON)
 def test_an_epoch_has_each_sample_once(results, case):
     whole = updates(results(case, "cut")) | updates(results(case, "resumed"))
@@ -83,6 +91,7 @@ def test_an_epoch_has_each_sample_once(results, case):
         assert len(counted) == (53 if half == 5 else 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOES_ON)
 def test_rows_counts_and_lengths_are_those_of_the_run_that_nobody_cut(results, case):
     whole, resumed = results(case, "whole"), results(case, "resumed")
@@ -94,6 +103,7 @@ def test_rows_counts_and_lengths_are_those_of_the_run_that_nobody_cut(results, c
         assert rank["plan"][1:] == whole[0]["plan"][1:]
 
 
+@pytest.mark.slow
 def test_accumulation_that_is_adapted_is_said_once_and_planned(results):
     main, other = results("1 to 2", "resumed")
     line = (
@@ -104,6 +114,7 @@ def test_accumulation_that_is_adapted_is_said_once_and_planned(results):
     assert main["plan"][0] == "2 a micro-batch × 3 accumulated × 2 ranks = 12 samples an update"
 
 
+@pytest.mark.slow
 def test_random_states_of_ranks_follow_from_their_number_and_that_is_said(results):
     main, other = results("1 to 2", "resumed")
     assert main["random"] != other["random"]
@@ -115,6 +126,22 @@ def test_random_states_of_ranks_follow_from_their_number_and_that_is_said(result
     assert [rank["random"] for rank in again[0]] == [rank["random"] for rank in again[1]]
 
 
+def test_where_a_loader_of_the_users_is_on_other_ranks_is_not_known_and_refused():
+    def position(world_size):
+        stream, batching = SimpleNamespace(is_own=False), Batching(2, 1, world_size, window=4)
+        trainer = SimpleNamespace(train_stream=stream, batching=batching)
+        return read_position(trainer, SimpleNamespace(world_size=2, batch_size=2), {"batches_done": 3})
+
+    assert position(2) == 3
+    with pytest.raises(CheckpointError) as caught:
+        position(3)
+    assert str(caught.value) == (
+        "get_train_dataloader: gives a loader of its own, and what of its data is done on 2 ranks is not known on "
+        "others, got 3. Resume on 2, or let the trainer make the loader."
+    )
+
+
+@pytest.mark.slow
 def test_ranks_that_cannot_keep_the_samples_of_an_update_are_refused_with_what_would_work(results):
     assert {(rank["error"], str(rank["seen"])) for rank in results("refused", "resumed")} == {
         (

@@ -11,7 +11,9 @@ from trainer_core.testing import tiny_dataset, tiny_model
 
 
 def main(output_dir: Path, source: str) -> None:
-    args = TrainingArguments(output_dir, max_steps=4, block_plugins=["console"], use_cpu=True)
+    args = TrainingArguments(
+        output_dir, max_steps=4, per_device_train_batch_size=4, block_plugins=["console"], use_cpu=True
+    )
     trainer = Trainer(model=tiny_model(), args=args, train_dataset=tiny_dataset())
     try:
         trainer.train(resume_from_checkpoint=source)

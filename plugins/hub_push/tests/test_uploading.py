@@ -54,7 +54,10 @@ def account(uploader):
 def test_there_is_no_thread_when_there_is_nothing_to_push(hub, uploader):
     finish(uploader)
     assert not uploader.is_active
-    assert "trainer_core.hub_push" not in [thread.name for thread in threading.enumerate()]
+    for thread in threading.enumerate():
+        if thread.name == "trainer_core.hub_push":  # of the uploader before this one, on its way out
+            thread.join(10)
+            assert not thread.is_alive()
     assert hub.requests == []
 
 

@@ -49,7 +49,7 @@ def test_all_ranks_train_what_the_main_rank_proposes(folder):
 def test_all_ranks_end_a_trial_that_is_pruned(folder):
     assert [one.state.name for one in trials(folder, "search")] == ["COMPLETE", "FAIL", "PRUNED", "PRUNED"]
     lines = (folder / "search" / "run-2" / "journal-rank1.jsonl").read_text()
-    assert "MedianPruner ends trial 2: objective 2 at step 2, best so far 1 of trial 0" in lines
+    assert "MedianPruner ends trial 2: objective 3 at step 2, best so far 1 of trial 0" in lines
 
 
 def test_an_error_on_all_ranks_that_is_caught_fails_the_trial(folder):
