@@ -87,6 +87,7 @@ def test_a_connection_that_ends_without_a_farewell_is_a_death_that_all_hear_of(r
 def test_without_rank_0_each_knows_that_it_is_gone(ranks):
     main, first, second = ranks(3)
     time.sleep(1.2)  # until rank 0 has said a word
+    main.watch.verdict = "gone"  # a process that is gone judges nobody
     break_off(main)
     for rank in (first, second):
         assert rank.cuts.wait(20)
