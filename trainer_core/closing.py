@@ -25,11 +25,12 @@ def closing_state(trainer: Trainer, num_rows: int) -> dict[str, Any]:
 
     Args:
         trainer: whose run it was.
-        num_rows: rows of the log history that its last checkpoint holds; later ones are in what is given.
+        num_rows: rows of the log history that its last checkpoint surely holds; later ones are in what is given.
     """
     request = trainer.stop_request
     return {
         "counters": trainer.state.counters(),
+        "num_rows": num_rows,
         "rows": trainer.state.log_history[num_rows:],
         "metrics": trainer.train_metrics,
         "outcome": trainer.outcome,
@@ -54,7 +55,7 @@ def load_closing(trainer: Trainer) -> Request:
     state.restore(finished["counters"])
     for name in ("logging_steps", "eval_steps", "save_steps"):  # else resolved when training begins
         setattr(state, name, finished["counters"][name])
-    state.log_history += finished["rows"]
+    state.log_history[finished["num_rows"] :] = finished["rows"]
     logger.info(
         "resume_from_checkpoint: the run was %s at step %d. Nothing is trained, and nothing is written.",
         finished["outcome"],

@@ -113,6 +113,18 @@ def test_the_end_is_made_up_for_where_a_run_died_before_its_mark(small, tmp_path
     assert (tmp_path / "cut" / ".finished.json").is_file()
 
 
+def test_no_row_is_doubled_where_the_end_was_reached_without_a_save(small, tmp_path, assert_same):
+    made = {"save_steps": 6, "eval_strategy": "epoch"}
+    small.trainer(tmp_path, **made).train()
+    (tmp_path / ".finished.json").unlink()
+    second = small.trainer(tmp_path, **made)  # from the last checkpoint to the end: nothing is saved
+    second.train(resume_from_checkpoint=True)
+    third = small.trainer(tmp_path, **made)
+    third.train(resume_from_checkpoint=True)
+    assert third.finished is not None
+    assert third.state.log_history == second.state.log_history
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff\xfe", None])
 def test_a_damaged_mark_is_passed_over_and_said(damage, small, tmp_path, caplog):
     small.trainer(tmp_path, save_steps=6).train()
