@@ -1,10 +1,13 @@
 """What the tests of this plugin share: a Hub on the loopback interface."""
 
+from time import monotonic, sleep
+
 import pytest
 import torch
 
 from trainer_core_hub_push.client import hub_api
 from trainer_core_hub_push.loopback import LoopbackHub
+from trainer_core_hub_push.uploading import Uploader
 
 TOKENS = {"hf_writer": "user", "hf_reader": ("user", "read"), "hf_other": "other"}
 
@@ -15,7 +18,45 @@ def one_thread():
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def wait_until():
+    """Waits until something is so."""
+
+    def wait(is_so, seconds=120):
+        deadline = monotonic() + seconds
+        while not is_so():
+            assert monotonic() < deadline
+            sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The uploaders that a test began."""
+    found, begin = set(), Uploader.begin
+
+    def note(self):
+        found.add(self)
+        begin(self)
+
+    monkeypatch.setattr(Uploader, "begin", note)
+    return found
+
+
+def end(uploaders, hub):
+    """Ends what a test left to be pushed, with the Hub there: the client tries for 23 s to reach one that is not."""
+    for one in uploaders:
+        one.stop()
+    if any(one.is_active for one in uploaders):
+        hub.clear_faults()
+        hub.delay = 0.0
+        hub.stop()  # its late answers are waited for no longer
+        hub.start()
+    assert all(one.wait(60) for one in uploaders)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, begun):
     """A Hub that the environment points to; nobody is logged in, and what is cached lies in tmp_path."""
     from huggingface_hub import constants
 
@@ -26,6 +67,7 @@ def hub(monkeypatch, tmp_path):
     with LoopbackHub(TOKENS, orgs={"user": ["team"]}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         yield hub
+        end(begun, hub)
 
 
 @pytest.fixture

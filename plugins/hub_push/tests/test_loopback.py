@@ -447,7 +447,7 @@ def test_nothing_of_it_is_left(hub):
     finally:
         constants.HF_HUB_DISABLE_XET = xet
     for thread in set(threading.enumerate()) - threads:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

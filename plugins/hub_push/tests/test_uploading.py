@@ -1,4 +1,5 @@
 import logging
+import os
 import threading
 from time import monotonic
 
@@ -12,6 +13,7 @@ from trainer_core_hub_push.uploading import Uploader
 
 REPO = "user/first"
 QUICK = Patience(retries=6, backoff_seconds=0.01, max_backoff_seconds=0.04)
+TIRELESS = Patience(retries=100_000, backoff_seconds=0.01, max_backoff_seconds=0.04)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def uploader(outbox):
     return Uploader(outbox, lambda entry: hub_api("hf_writer"), QUICK)
 
 
-def finish(uploader, seconds=20):
+def finish(uploader, seconds=120):
     uploader.begin()
     assert uploader.wait(seconds)
 
@@ -52,12 +54,12 @@ def account(uploader):
 
 
 def test_there_is_no_thread_when_there_is_nothing_to_push(hub, uploader):
+    before = set(threading.enumerate())
     finish(uploader)
     assert not uploader.is_active
-    for thread in threading.enumerate():
-        if thread.name == "trainer_core.hub_push":  # of the uploader before this one, on its way out
-            thread.join(10)
-            assert not thread.is_alive()
+    for thread in set(threading.enumerate()) - before:  # on its way out
+        thread.join(60)
+        assert not thread.is_alive()
     assert hub.requests == []
 
 
@@ -173,13 +175,15 @@ def test_what_fails_too_often_stays_and_goes_with_the_next_push(hub, outbox, que
     assert account(uploader) == (2, 0, "")
 
 
-def test_a_hub_that_is_away_is_waited_for(hub, uploader, queue):
+def test_a_hub_that_is_away_is_waited_for(hub, outbox, queue, wait_until):
+    uploader = Uploader(outbox, lambda entry: hub_api("hf_writer"), TIRELESS)
     hub.stop()
     queue("push 0")
     uploader.begin()
-    assert not uploader.wait(0.03)
+    wait_until(lambda: uploader.account.last_error)
+    assert uploader.is_active
     hub.start()
-    assert uploader.wait(20)
+    finish(uploader)
     assert mine(hub) == ["push 0"]
 
 
@@ -205,13 +209,15 @@ def test_a_refused_token_pauses_all(hub, outbox, queue):
     assert mine(hub) == ["push 0", "push 1"]
 
 
-def test_a_newer_push_replaces_one_that_is_waited_with(hub, outbox, queue):
-    uploader = Uploader(outbox, lambda entry: hub_api("hf_writer"), Patience(9, 0.3, 0.3))
-    hub.fault("POST", r"/commit/", 503)
+def test_a_newer_push_replaces_one_that_is_waited_with(hub, outbox, queue, wait_until):
+    uploader = Uploader(outbox, lambda entry: hub_api("hf_writer"), TIRELESS)
+    hub.fault("POST", r"/commit/", 503, times=None)
     queue("model 1", key="model")
     uploader.begin()
-    assert not uploader.wait(0.12)
+    wait_until(lambda: uploader.account.last_error)
     queue("model 2", key="model")
+    wait_until(lambda: uploader.account.replaced)
+    hub.clear_faults()
     finish(uploader)
     assert mine(hub) == ["model 2"]
     assert account(uploader) == (1, 1, "")
@@ -244,27 +250,37 @@ def test_the_future_of_a_push_that_was_given_up_raises_and_says_what_to_do(hub, 
     assert told.endswith(f". It is kept, `python -m trainer_core push {outbox.folder.parent}` pushes it.")
 
 
-def test_a_stopped_uploader_begins_no_further_push_and_can_go_on(hub, uploader, outbox, queue):
-    hub.delay = 0.05
+def test_a_stopped_uploader_begins_no_further_push_and_can_go_on(hub, outbox, queue):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def api_of(entry):
+        begun.set()
+        assert go_on.wait(60)
+        return hub_api("hf_writer")
+
+    uploader = Uploader(outbox, api_of, QUICK)
     futures = [uploader.future_of(queue(f"push {number}", name=f"{number}.txt")) for number in range(3)]
     uploader.begin()
+    assert begun.wait(60)
     uploader.stop()
-    assert uploader.wait(20)
-    assert 2 <= len(outbox.entries()) <= 3
+    go_on.set()
+    assert uploader.wait(60)
+    assert [entry.push.message for entry in outbox.entries()] == ["push 1", "push 2"]
     with pytest.raises(PluginError, match="push_to_hub: did not arrive, the run ended before"):
         futures[2].result(0)
     finish(uploader)
     assert mine(hub) == ["push 0", "push 1", "push 2"]
 
 
-def test_an_outbox_that_another_process_uploads_is_waited_for(hub, uploader, outbox, queue):
+def test_an_outbox_that_another_process_uploads_is_waited_for(hub, uploader, outbox, queue, wait_until):
     with outbox.lock():
         future = uploader.future_of(queue("push 0"))
         uploader.begin()
-        assert not uploader.wait(0.5)
+        wait_until(lambda: uploader.account.last_error)
+        assert uploader.account.last_error == f"process {os.getpid()} is pushing this outbox"
+        assert uploader.is_active
         assert hub.requests == []
-        assert "is pushing this outbox" in uploader.account.last_error
-    assert uploader.wait(20)
+    assert uploader.wait(60)
     assert mine(hub) == ["push 0"]
     assert future.result(0) is not None
 
@@ -275,7 +291,7 @@ def test_what_another_process_pushed_is_settled(hub, uploader, outbox, queue):
         future = uploader.future_of(entry)
         uploader.begin()
         outbox.remove(entry)
-        assert uploader.wait(20)
+        assert uploader.wait(60)
     assert future.result(0) is None
 
 
@@ -285,7 +301,7 @@ def test_two_uploaders_of_one_outbox_push_everything_once(hub, outbox, queue):
     both = [Uploader(outbox, lambda entry: hub_api("hf_writer"), QUICK) for _ in range(2)]
     for one in both:
         one.begin()
-    assert all(one.wait(20) for one in both)
+    assert all(one.wait(60) for one in both)
     assert sorted(mine(hub)) == [f"push {number}" for number in range(6)]
     assert sum(one.account.done for one in both) == 6
 
@@ -298,8 +314,7 @@ def test_an_outbox_that_cannot_be_read_ends_no_more_than_the_pushing(hub, upload
 
     with monkeypatch.context() as patch:
         patch.setattr(Outbox, "entries", fail)
-        uploader.begin()
-        assert uploader.wait(20)
+        finish(uploader)
     assert caplog.messages == ["pushing: stopped, OSError: the disk is gone. The next push goes on."]
     finish(uploader)
     assert mine(hub) == ["push 0"]
