@@ -152,6 +152,11 @@ def test_contradictions_are_told_of_core_and_sections_together():
             "belongs to the plugin 'hub_push', which is not installed, got 1 (from keyword). "
             "Install it: pip install trainer-core-hub-push.",
         ),
+        (
+            "tuning",
+            "belongs to the plugin 'tuning', which is not installed, got 1 (from keyword). "
+            "Install it: pip install trainer-core-tuning.",
+        ),
         ("hub_stratgy", "is not an option, got 1 (from keyword). Did you mean 'hub_strategy'?"),
         ("callback", "is an argument of Trainer, got 1 (from keyword). Pass it as Trainer(callbacks=...)."),
         ("qqqqq", "is not an option, got 1 (from keyword). Look at `--help` for all options."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer_core.loss import Count, call_model, find_loss, loss_and_outputs, loss_of, refuse_misfit, takes_count
+from trainer_core.loss import Count, call_model, find_loss, loss_of, own_loss_and_outputs, refuse_misfit, takes_count
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -48,7 +48,7 @@ def _loss_without_precision(trainer: Trainer, model: torch.nn.Module) -> Criteri
 
 def _loss_of_arguments(trainer: Trainer, model: torch.nn.Module) -> Criterion:
     if trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor > 0:
-        return lambda inputs, count: loss_and_outputs(trainer, model, inputs, count)[0]
+        return lambda inputs, count: own_loss_and_outputs(trainer, model, inputs, count)[0]
     if takes_count(trainer.model):
         return lambda inputs, count: loss_of(call_model(model, inputs, num_items_in_batch=count))
     return _own_loss(model)

@@ -142,7 +142,7 @@ def logits_of(outputs: Any) -> Any:
 
 
 def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: torch.Tensor | None) -> tuple[Any, Any]:
-    """Gives (mean loss, outputs) of a batch: by the user's loss function, with label smoothing, or the model's own.
+    """Gives (mean loss, outputs) of a batch: a plugin's, by the user's function, with label smoothing, or the model's.
 
     Raises:
         ModelError: there is no loss, or no labels to compute it with.
@@ -150,6 +150,13 @@ def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: tor
     asked = trainer.bus.ask("compute_loss", trainer=trainer, model=model, inputs=inputs)
     if asked is not None:
         return asked, call_model(model, _fitting(model, inputs, trainer.label_names))
+    return own_loss_and_outputs(trainer, model, inputs, count)
+
+
+def own_loss_and_outputs(
+    trainer: Trainer, model: nn.Module, inputs: Any, count: torch.Tensor | None
+) -> tuple[Any, Any]:
+    """Does the same without asking the plugins."""
     factor = trainer.args.label_smoothing_factor
     if trainer.compute_loss_func is None and not factor:
         more = {"num_items_in_batch": count} if count is not None and takes_count(trainer.model) else {}

@@ -1,6 +1,6 @@
 """What a run knows about itself: counters, the log history, the best metric, and what was asked of it.
 
-Written by the loop alone, before the hooks of that moment fire; read by everyone.
+The counters are written by the loop alone, before the hooks of that moment fire; they are read by everyone.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import PurePath
 from typing import Any
 
 from trainer_core.phases import Signal
-
-JSONValue = None | bool | int | float | str | list["JSONValue"] | dict[str, "JSONValue"]
 
 
 @dataclass(frozen=True, slots=True)

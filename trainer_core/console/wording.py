@@ -16,7 +16,7 @@ LONGEST_TEXT: Final = 60
 """Characters of a logged value that is text."""
 
 _IN_ASCII: Final = str.maketrans({"×": "x", "…": "...", "·": "-", "–": "-", "✓": "ok:", "✗": "!!", "■": "--"})
-_ALWAYS_THERE: Final = frozenset({"epoch", "step", "total_flos"})
+_ALWAYS_THERE: Final = frozenset({"epoch", "step"})
 
 
 class Part(NamedTuple):

@@ -204,10 +204,6 @@ class LearningRateSchedule:
     def on_metric(self, value: SupportsFloat) -> None:
         """Does nothing: this schedule follows the step alone."""
 
-    def learning_rate_at(self, step: int) -> float:
-        """Gives the first group's rate in the update that follows `step` updates."""
-        return self.base_lrs[0] * self.factor(step)
-
     def get_last_lr(self) -> list[float]:
         """Gives the rate of each group now."""
         return _rates(self.optimizer)
@@ -242,10 +238,6 @@ class PlateauSchedule:
     def on_metric(self, value: SupportsFloat) -> None:
         """Counts one evaluation, and lowers the rate when the metric has not improved for `patience` of them."""
         self.scheduler.step(value)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Gives the first group's rate now, since no later one is known."""
-        return self.get_last_lr()[0]
 
     def get_last_lr(self) -> list[float]:
         """Gives the rate of each group now."""

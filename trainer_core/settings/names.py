@@ -120,8 +120,6 @@ PLUGIN_OF: Final[Mapping[str, str]] = {
 }
 """Flat name -> the plugin that brings it."""
 
-OUR_PLUGINS: Final = frozenset(PLUGIN_OF.values())
-
 NAME_OF: Final[Mapping[str, str]] = {"EarlyStoppingCallback": "early_stopping", "BestRun": "tuning"}
 """Public name of `trainer_core` that one of our plugins offers -> the plugin."""
 
@@ -132,6 +130,8 @@ PLUGIN_OF_METHOD: Final[Mapping[str, str]] = {
     "replay": "replay",
 }
 """Method of Trainer -> the plugin that does its work."""
+
+OUR_PLUGINS: Final = frozenset({*PLUGIN_OF.values(), *NAME_OF.values(), *PLUGIN_OF_METHOD.values()})
 
 COMMAND_OF: Final[Mapping[str, str]] = {"checkpoints": _CHECKPOINTING, "push": _HUB, "replay": "replay"}
 """Command of `python -m trainer_core` that one of our plugins offers -> the plugin."""
