@@ -108,6 +108,74 @@ def test_a_due_evaluation_does_not_hold_up_a_run_that_is_cut_short(make_trainer,
     assert (writer.steps, trainer.state.last_eval_step) == ([5], -1)
 
 
+@pytest.mark.parametrize("hook", ["on_init_end", "on_train_begin"])
+def test_a_signal_before_the_first_update_ends_the_run_in_order(hook, make_trainer, acting, writer):
+    def interrupt(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    class Preparing(Trainer):
+        def create_optimizer(self):
+            if hook == "on_init_end":
+                interrupt(self)
+            return super().create_optimizer()
+
+    act = acting("on_train_begin", interrupt if hook == "on_train_begin" else lambda trainer: None)
+    trainer = make_trainer(kind=Preparing, given={"plugins": [act, writer]}, eval_on_start=True)
+    trainer.train()
+    assert (trainer.outcome, trainer.exit_code, writer.steps) == ("interrupted", 143, [0])
+    assert trainer.running.loop.pending.by == "eval_on_start"
+
+
+def test_a_signal_during_the_last_phase_lets_it_end_and_a_second_one_does_not(make_trainer, acting):
+    def interrupt(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make_trainer(given={"plugins": [acting("on_train_end", interrupt)]})
+    trainer.train()
+    assert (trainer.outcome, trainer.exit_code) == ("completed", 0)
+    trainer = make_trainer(given={"plugins": [acting("on_train_end", lambda one: (interrupt(one), interrupt(one)))]})
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM: stopped at once"):
+        trainer.train()
+
+
+def test_a_signal_during_the_last_evaluation_leaves_it_due_though_the_plan_is_done(make_trainer, acting, writer):
+    def interrupt(trainer):
+        if trainer.state.global_step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    given = {"plugins": [acting("on_prediction_step", interrupt), writer]}
+    trainer = make_trainer(given=given, eval_strategy="steps", eval_steps=5)
+    trainer.train()
+    assert (trainer.outcome, writer.steps, trainer.state.last_eval_step) == ("interrupted", [10], 5)
+    assert trainer.running.loop.pending.why == "every 5 updates"
+
+
+def test_a_stop_for_good_is_remembered_by_a_run_that_is_cut_short_at_the_same_update(make_trainer, acting, writer):
+    from trainer_core import Signal
+
+    def stop(trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        trainer.request(Signal.STOP, by="patience", why="it is over")
+
+    trainer = make_trainer(given={"plugins": [acting("on_step_end", stop, times=1), writer]})
+    trainer.train()
+    assert (trainer.outcome, writer.steps) == ("interrupted", [1])
+    assert trainer.state.stopped_by == {"by": "patience", "why": "it is over"}
+
+
+def test_a_signal_while_a_failed_run_is_torn_down_keeps_its_error(make_trainer, acting):
+    class Failing(Signalling):
+        def __getitem__(self, index):
+            raise LookupError
+
+    before = signal.getsignal(signal.SIGTERM)
+    act = acting("on_exception", lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = make_trainer(given={"train_dataset": Failing(0, 0), "plugins": [act]})
+    with pytest.raises(LookupError):
+        trainer.train()
+    assert (trainer.outcome, signal.getsignal(signal.SIGTERM)) == ("failed", before)
+
+
 def test_only_the_named_signals_end_a_run(make_trainer, acting, writer):
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
@@ -177,11 +245,33 @@ def test_a_run_that_failed_has_exit_code_1(make_trainer, acting):
     assert trainer.exit_code == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_run(number, tmp_path):
+    code = SCRIPT.format(root=str(Path(__file__).parents[1]), folder=str(tmp_path), options="dataloader_num_workers=1")
+    process = started(code, tmp_path)
+    os.killpg(process.pid, number)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, told
+    assert f"Interrupted by {signal.Signals(number).name} at step " in told
+
+
+def started(code, folder):
+    """Starts a script of its own process group and waits until it has trained for a second."""
+    command = [sys.executable, "-c", code]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=folder, **options)
+    for line in process.stdout:
+        if line.startswith("Training"):
+            break
+    time.sleep(1.0)
+    return process
+
+
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {root!r})
 from tests.test_interruption import slow_trainer
-trainer = slow_trainer({folder!r})
+trainer = slow_trainer({folder!r}, {options})
 trainer.train(resume_from_checkpoint=True)
 sys.exit(trainer.exit_code)
 """
@@ -196,19 +286,13 @@ class Tardy(Dataset):
         return {"x": torch.full((4,), float(index)), "labels": torch.tensor(index % 3)}
 
 
-def slow_trainer(folder) -> Trainer:
-    return trainer_for(Path(folder), Classifier(), Tardy(), block_plugins=[], save_strategy="steps", num_train_epochs=3)
+def slow_trainer(folder, **options) -> Trainer:
+    options = {"save_strategy": "steps", "num_train_epochs": 3, **options}
+    return trainer_for(Path(folder), Classifier(), Tardy(), block_plugins=[], **options)
 
 
 def test_a_script_ends_with_the_signals_code_and_says_where_it_was_saved(tmp_path):
-    code = SCRIPT.format(root=str(Path(__file__).parents[1]), folder=str(tmp_path))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
-    )
-    for line in process.stdout:
-        if line.startswith("Training"):
-            break
-    time.sleep(1.0)
+    process = started(SCRIPT.format(root=str(Path(__file__).parents[1]), folder=str(tmp_path), options=""), tmp_path)
     process.terminate()
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM

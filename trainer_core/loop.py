@@ -265,17 +265,18 @@ class Loop:
             signal: EVAL, SAVE or STOP.
             by: who asks.
             why: the reason, for the journal.
-            interrupt: for STOP: the run is cut short and goes on when it is resumed.
+            interrupt: for STOP: the run is cut short and goes on when it is resumed; it comes before other stops.
             local: only this rank knows of the cause; the ranks agree at the next boundary.
         """
         request = Request(signal, by, why, interrupt)
         if local and self.ranks.world_size > 1:
             self.agreement.requests.append(request)
             return
-        is_first = signal not in self.raised
-        if is_first:
+        held = self.raised.get(signal)
+        if held is None or (interrupt and not held.interrupt):
             self.raised[signal] = request
-        if signal is Signal.STOP and is_first and not interrupt and not request.is_planned:
+        is_for_good = signal is Signal.STOP and not interrupt and not request.is_planned
+        if is_for_good and (held is None or held.interrupt) and self.state.stopped_by is None:
             self.state.stopped_by = {"by": by, "why": why}
 
     def drop_served(self) -> None:

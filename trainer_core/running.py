@@ -58,7 +58,9 @@ class Running:
         trainer.bus.begin()
         self.loop = Loop(trainer, source)
         self.is_active = False
+        self.is_ending = False
         self.signalled_at = -ONE_PRESS_SECONDS
+        self.process = os.getpid()
         self.watch: Watch | None = None
         self.undo = ExitStack()
 
@@ -86,7 +88,7 @@ class Running:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         trainer, loop = self.trainer, self.loop
-        trainer.bus.is_held = False
+        self.is_ending, loop.is_waiting, trainer.bus.is_held = True, False, False
         lost = None if error is None else lost_rank(self.watch, error)
         broken, error = error, lost or error
         try:
@@ -101,11 +103,7 @@ class Running:
             try:
                 self._tell_all("on_teardown", error)
             finally:
-                self.is_active = False
-                if self.watch is not None:
-                    self.watch.close()
-                loop.close()
-                self.undo.close()
+                self._close()
         if lost is not None:
             raise lost from broken
         dead = None if error is None else dead_worker(error)
@@ -113,6 +111,15 @@ class Running:
             for note in getattr(error, "__notes__", ()):
                 dead.add_note(note)
             raise dead from error
+
+    def _close(self) -> None:
+        self.is_active = False
+        try:
+            if self.watch is not None:
+                self.watch.close()
+            self.loop.close()
+        finally:
+            self.undo.close()
 
     def _tell_all(self, hook: str, cause: BaseException | None, **context: Any) -> None:
         """Tells every plugin; where one fails at it, a run that failed before keeps its own error, with a note."""
@@ -126,6 +133,8 @@ class Running:
     @contextmanager
     def interrupts(self) -> Iterator[None]:
         """Turns the signals of `stop_signals` into requests to save and stop; a second one of them stops at once.
+
+        A run that is at its end anyway ends in order.
 
         A handler that was not set from Python (faulthandler's) could not be put back and is left alone.
         """
@@ -141,14 +150,15 @@ class Running:
                 signal.signal(number, handler)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Serves a signal; a forked child (a dataloader worker) has inherited this and leaves it to the run."""
+        if os.getpid() != self.process:
+            return
         name, loop, before = signal.Signals(number).name, self.loop, self.signalled_at
         self.signalled_at = monotonic()
-        if loop.ranks.world_size > 1 and self.signalled_at - before < ONE_PRESS_SECONDS:
-            return
-        if before < 0 and loop.is_interrupted:  # another rank got it first, and all are ending
-            return
-        if loop.is_interrupted or loop.agreement.requests or loop.phase in (Phase.INIT, Phase.STOP):
+        if before >= 0 and (loop.ranks.world_size == 1 or self.signalled_at - before >= ONE_PRESS_SECONDS):
             raise KeyboardInterrupt(f"{name}: stopped at once")
+        if before >= 0 or loop.is_interrupted or self.is_ending or loop.phase is Phase.STOP:
+            return  # it is ending: as one press, because of another rank or a plugin, or by itself
         for wanted in (Signal.SAVE, Signal.STOP):
             loop.request(
                 wanted, by=name, why="the operating system or the user asks to end", interrupt=True, local=True
