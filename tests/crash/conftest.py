@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from tests.crash.rounds import TARGET, Figures, Rounds
-from tests.crash.server import Server
+from trainer_core.testing.crash.rounds import Figures, Rounds
+from trainer_core.testing.crash.server import Server
 
+TARGET = "tests.crash.runs:run"
 HEAD = ("points", "rounds", "kills", "faults", "starts", "failures", "seconds")
 NAME = "crash figures"
 
@@ -22,9 +23,8 @@ def more():
 
 @pytest.fixture(scope="session")
 def server():
-    server = Server("tests.crash.runs", watches=os.environ.get("CRASH_WATCH", ""))
-    yield server
-    server.close()
+    with Server("tests.crash.runs:prepared", watches=os.environ.get("CRASH_WATCH", "")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def rounds(server, made, tmp_path_factory, request):
         key = repr((name, target, sorted(options.items())))
         if key not in made:
             place = tmp_path_factory.mktemp("crash")
-            made[key] = Rounds(server, name, place, figures, target=target, options=options)
+            made[key] = Rounds(server, name, place, figures, target=target, options={"name": name, **options})
         made[key].figures = figures if target == TARGET else Figures()
         return made[key]
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
-import torch._dynamo  # an optimizer imports it when the first one is made
 from torch import nn
 from torch.utils.data import Dataset
 
 from trainer_core import Trainer, TrainingArguments
 from trainer_core.settings.discovery import installed_names
+from trainer_core.testing.crash.witness import Witness, witnessed
 
 _COMMON: Final[Mapping[str, Any]] = {
     "block_plugins": sorted(installed_names() - {"checkpointing", "logging", "early_stopping"}),
@@ -99,32 +100,6 @@ class Noisy(Dataset[dict[str, torch.Tensor]]):
         return {"x": self.x[index] + noise, "labels": self.labels[index]}
 
 
-class Witness:
-    """Counts what the run does, announces its saves, and keeps a memory that a checkpoint must bring back."""
-
-    def __init__(self, announce: Callable[[str], None]) -> None:
-        self.announce = announce
-        self.updates: list[int] = []
-        self.saves: list[int] = []
-        self.evaluated: list[tuple[int, float]] = []
-
-    def on_step_end(self, trainer: Trainer) -> None:
-        self.updates.append(trainer.state.global_step)
-
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        self.evaluated.append((trainer.state.global_step, metrics["eval_loss"]))
-
-    def on_save(self, trainer: Trainer, checkpoint: Path) -> None:
-        self.saves.append(trainer.state.global_step)
-        self.announce(checkpoint.name)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"evaluated": self.evaluated}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.evaluated = state["evaluated"]
-
-
 def run(folder: Path, announce: Callable[[str], None], name: str, **options: Any) -> dict[str, Any]:
     """Trains the run `name` in `folder`, resuming what is there, and gives what it did and what must be equal."""
     random.seed(7)
@@ -137,46 +112,12 @@ def run(folder: Path, announce: Callable[[str], None], name: str, **options: Any
         eval_dataset=Noisy(6, 1, noise=0.0),
         plugins=[witness],
     )
-    trainer.train()
-    did = {
-        "outcome": trainer.outcome,
-        "resumed_from": None if trainer.resumed_from is None else trainer.resumed_from.name,
-        "updates": witness.updates,
-        "saves": witness.saves,
-    }
-    return {"did": did, "end": plain(_end(trainer, witness))}
+    return witnessed(trainer, witness)
 
 
-def _end(trainer: Trainer, witness: Witness) -> dict[str, Any]:
-    assert trainer.lr_scheduler is not None
-    return {
-        "model": trainer.model.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.lr_scheduler.state_dict(),
-        "history": [untimed(row) for row in trainer.state.log_history],
-        "counters": trainer.state.counters(),
-        "evaluated": witness.evaluated,
-        "best": None if trainer.loaded_best_from is None else trainer.loaded_best_from.name,
-    }
-
-
-def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives a logged row without what depends on the clock."""
-    return {name: value for name, value in row.items() if not name.endswith(("_runtime", "_per_second"))}
-
-
-def plain(value: Any) -> Any:
-    """Gives a state with the bits of each tensor as text, so that equal is equal to the bit."""
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {tuple(value.shape)} {value.detach().numpy().tobytes().hex()}"
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value.hex() if isinstance(value, float) else value
-
-
-def warm_up() -> None:
+@contextmanager
+def prepared() -> Iterator[None]:
     """Trains once, so that all that is imported late is there before the first fork."""
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         run(Path(folder) / "run", lambda what: None, "smallest")
+    yield

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import random
-from errno import EIO, ENOSPC, EROFS
 
 import pytest
 
 from tests.crash.runs import RUNS
-from tests.crash.supervisor import Plan
+from trainer_core.testing.crash.matrix import FAULTS
 
 PARTS = 8
-FAULTS = {
-    "full for a moment": ("fail", ENOSPC, False),
-    "full": ("fail", ENOSPC, True),
-    "broken for a moment": ("fail", EIO, False),
-    "read-only": ("fail", EROFS, True),
-    "taking less": ("shorten", 0, False),
-}
 
 
 def plans(runs, more, chance):
     """Gives plans for every call: one fault each, by chance, in the long form all of them."""
-    for at, call in enumerate(call for call in runs.account.calls if call.name != "announce"):
-        faults = [fault for fault in FAULTS.values() if fault[0] == "fail" or call.can_split]
-        for action, errno, lasts in faults if more else chance.sample(faults, 1):
-            yield Plan(action, at, errno, lasts=lasts)
+    for at, call in runs.numbered():
+        faults = [fault for fault in FAULTS if fault.action == "fail" or call.can_split]
+        for fault in faults if more else chance.sample(faults, 1):
+            yield fault.at_call(at)
 
 
 def found(runs, plans):

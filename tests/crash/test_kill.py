@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.crash.runs import RUNS
-from tests.crash.supervisor import Plan
+from trainer_core.testing.crash.supervisor import Plan
 
 PARTS = 8
 LARGER = [name for name in RUNS if name != "smallest"]

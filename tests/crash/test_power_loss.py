@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.crash.disk_model import Disk, anything, contents_alone, names_alone, nothing
 from tests.crash.runs import RUNS
+from trainer_core.testing.crash.disk_model import Disk, anything
+from trainer_core.testing.crash.matrix import SURVIVALS
 
 PARTS = 8
-WORST = (nothing, names_alone, contents_alone)
 
 pytestmark = pytest.mark.usefixtures("sees_all_calls")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("sees_all_calls")
 def cuts(runs, instants, subsets):
     problems = []
     for at in instants:
-        for survival in [*WORST, *(anything(at * 1000 + number) for number in range(subsets))]:
+        for survival in [*SURVIVALS, *(anything(at * 1000 + number) for number in range(subsets))]:
             problems += runs.power_cut(at, survival)
     return problems
 

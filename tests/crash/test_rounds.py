@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.crash.calls import RENAMES, WRITES, Call
-from tests.crash.disk_model import Disk, contents_alone, names_alone, nothing
-from tests.crash.server import Job
-from tests.crash.supervisor import Plan
+from trainer_core.testing.crash.calls import RENAMES, WRITES, Call
+from trainer_core.testing.crash.disk_model import Disk, contents_alone, names_alone, nothing
+from trainer_core.testing.crash.server import Job, Server
+from trainer_core.testing.crash.supervisor import Plan
 
 WATCHED = pytest.mark.usefixtures("sees_all_calls")
 
@@ -95,8 +95,6 @@ def test_compiled_libraries_are_seen(server, tmp_path):
 
 
 def test_without_the_kernel_a_process_watches_itself(tmp_path):
-    from tests.crash.server import Server
-
     server = Server(watches="python")
     try:
         ended = server.run(Job(f"{__name__}:write_two", tmp_path / "run"))
@@ -111,7 +109,7 @@ def test_without_the_kernel_a_process_watches_itself(tmp_path):
 
 @WATCHED
 def test_a_kernel_that_refuses_is_told(monkeypatch):
-    from tests.crash import server
+    from trainer_core.testing.crash import server
 
     def refused():
         raise OSError(1, "seccomp is refused, Operation not permitted")
@@ -124,7 +122,9 @@ def test_a_kernel_that_refuses_is_told(monkeypatch):
 def test_a_memory_that_is_not_brought_back_is_found(rounds):
     runs = rounds("smallest", "tests.crash.spoiled:forgetful")
     problems = runs.killed(Plan("kill", runs.num_calls - 2))
-    assert [problem.rpartition(": ")[0].rpartition(": ")[2] for problem in problems] == ["the run.evaluated"]
+    assert [problem.rpartition(": ")[0].rpartition(": ")[2] for problem in problems] == [
+        "the run.plugins.witness.evaluated"
+    ]
 
 
 def test_a_run_that_needs_a_person_is_found(rounds):

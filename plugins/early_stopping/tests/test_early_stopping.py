@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from typing import ClassVar
 
 import pytest
@@ -379,3 +380,14 @@ def test_a_plugin_added_during_the_run_judges_from_there(make, end):
                 trainer.add_callback(EarlyStopping(EarlyStoppingSettings(patience=2)))
 
     assert end(make([0.5], Adding()))[0] == 6
+
+
+# Crashes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the crash matrix works on Linux only")
+def test_a_run_that_stops_early_survives_a_kill_at_sampled_places():
+    from trainer_core.testing.crash import crash_matrix
+
+    flat = {"early_stopping_patience": 2, "max_steps": 12, "eval_steps": 1, "learning_rate": 0.6}
+    assert crash_matrix(EarlyStopping, flat=flat, kinds=["kills"], sample=12).failures == 0

@@ -13,15 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash import findings
-from tests.crash.calls import FLUSHES, RENAMES, Call
-from tests.crash.disk_model import Disk, Survival
-from tests.crash.server import Ended, Job, Server
-from tests.crash.supervisor import Account, Plan
-from trainer_core import CheckpointError
-from trainer_core_checkpointing.manifest import verify
+from trainer_core.testing.crash import findings
+from trainer_core.testing.crash.calls import FLUSHES, RENAMES, Call
+from trainer_core.testing.crash.disk_model import Disk, Survival
+from trainer_core.testing.crash.server import Ended, Job, Server
+from trainer_core.testing.crash.supervisor import Account, Plan
 
-TARGET: Final = "tests.crash.runs:run"
 _LOST: Final = "load_best_model_at_end: the model keeps the weights of the last step"
 _OUR_ERROR: Final = r"trainer_core\.errors\.\w+: "
 
@@ -56,7 +53,7 @@ class Rounds:
         place: folders are made in it.
         figures: are counted up.
         target: that runs it, as in `Job`.
-        options: settings that differ from the run's own.
+        options: of that function, by name.
     """
 
     def __init__(
@@ -66,14 +63,14 @@ class Rounds:
         place: Path,
         figures: Figures,
         *,
-        target: str = TARGET,
+        target: str,
         options: Mapping[str, Any] = {},
     ) -> None:
         self.server = server
         self.name = name
         self.place = place
         self.figures = figures
-        self.job = Job(target, place, {"name": name, **options})
+        self.job = Job(target, place, dict(options))
         self._numbers = count()
         self._cut: set[tuple[str, tuple[str, ...]]] = set()
 
@@ -110,7 +107,7 @@ class Rounds:
     @cached_property
     def num_calls(self) -> int:
         """How many calls that run makes."""
-        return sum(call.name != "announce" for call in self.account.calls)
+        return len(self.numbered())
 
     def fresh(self) -> Path:
         """Gives a folder that is not there yet."""
@@ -233,17 +230,17 @@ class Rounds:
 
     def points(self) -> list[Plan]:
         """Gives a plan for each place at which a run can be killed: before each call, and in the middle of writes."""
-        calls = [call for call in self.account.calls if call.name != "announce"]
-        plans = [Plan("kill", at) for at in range(len(calls))]
-        return plans + [Plan("kill in the middle", at) for at, call in enumerate(calls) if call.can_split]
+        plans = [Plan("kill", at) for at, _ in self.numbered()]
+        return plans + [Plan("kill in the middle", at) for at, call in self.numbered() if call.can_split]
+
+    def numbered(self) -> list[tuple[int, Call]]:
+        """Gives the calls of the run that nobody kills, each with the number by which a plan names it."""
+        return list(enumerate(call for call in self.account.calls if call.name != "announce"))
 
 
 def _broken(folder: Path, names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        try:
-            verify(folder / name)
-        except (CheckpointError, OSError) as error:
-            yield f"{name} was announced and is not whole: {error}"
+        yield from (f"{name} was announced and is not whole: {flaw}" for flaw in findings.flaws(folder / name))
 
 
 def _without_best(end: Mapping[str, Any]) -> dict[str, Any]:

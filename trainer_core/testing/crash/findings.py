@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.runs import untimed
+from trainer_core.testing.crash.witness import WITH_CLOCK, untimed
 
 CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 LEFTOVER: Final = re.compile(r"\.(tmp|old|del)-")
 _OF_A_MANIFEST: Final = ("step", "world_size", "batch_size", "seed", "is_resumable", "versions", "plugins", "sources")
-_WITH_CLOCK: Final = "logging"
-"""A plugin whose state holds the length of a file of rows, among them times."""
 
 
 def step_of(name: str) -> int:
@@ -44,6 +43,21 @@ def content(folder: Path) -> dict[str, Any]:
     return {"checkpoints": kept, "leftovers": leftovers(folder), "rows": _rows((folder / "log.jsonl").read_bytes())}
 
 
+def flaws(checkpoint: Path) -> Iterator[str]:
+    """Gives what a checkpoint holds otherwise than its manifest says, in words."""
+    try:
+        entries = json.loads((checkpoint / "manifest.json").read_bytes())["files"]
+        there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+        for name in sorted(there ^ {*entries, "manifest.json"}):
+            yield f"{name} is {'missing' if name in entries else 'additional'}"
+        for name in sorted(there & entries.keys()):
+            data = (checkpoint / name).read_bytes()[: entries[name]["size"]]
+            if hashlib.sha256(data).hexdigest() != entries[name]["sha256"]:
+                yield f"{name} is of another content"
+    except (OSError, ValueError, KeyError) as error:
+        yield repr(error)
+
+
 def _checkpoint(path: Path) -> dict[str, Any]:
     manifest = json.loads((path / "manifest.json").read_bytes())
     files: dict[str, Any] = {"manifest.json": {name: manifest[name] for name in _OF_A_MANIFEST}}
@@ -59,8 +73,8 @@ def _file(name: str, data: bytes) -> Any:
     if not name.endswith(".json"):
         return data.hex()
     value = json.loads(data)
-    if isinstance(value, dict) and _WITH_CLOCK in value.get("plugins", {}):
-        del value["plugins"][_WITH_CLOCK]
+    if isinstance(value, dict) and WITH_CLOCK in value.get("plugins", {}):
+        del value["plugins"][WITH_CLOCK]
     return value
 
 

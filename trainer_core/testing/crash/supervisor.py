@@ -6,15 +6,15 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.crash import seccomp
-from tests.crash.calls import FLUSHES, WRITES, Call
-from tests.crash.seccomp import Question
-from tests.crash.watched import Watched
+from trainer_core.testing.crash import seccomp
+from trainer_core.testing.crash.calls import FLUSHES, WRITES, Call
+from trainer_core.testing.crash.seccomp import Question
+from trainer_core.testing.crash.watched import Watched
 
 Action = Literal["nothing", "kill", "kill in the middle", "fail", "shorten"]
 PATIENCE_SECONDS: Final = 120.0
@@ -42,6 +42,10 @@ class Plan:
     kill_after_seconds: float | None = None
     records: bool = False
     flushes: bool = False
+
+    def at_call(self, number: int) -> Plan:
+        """Gives the same for another call."""
+        return replace(self, at=number)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.crash.calls import CUTS, FLUSHES, LINKS, MAKES, RENAMES, UNLINKS, WRITES, Call
+from trainer_core.testing.crash.calls import CUTS, FLUSHES, LINKS, MAKES, RENAMES, UNLINKS, WRITES, Call
 
 _GONE: Final = " (deleted)"
 Names = dict[str, "Node"]

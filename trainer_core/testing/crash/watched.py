@@ -8,9 +8,9 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from tests.crash import calls
-from tests.crash.calls import Call
-from tests.crash.seccomp import Question
+from trainer_core.testing.crash import calls
+from trainer_core.testing.crash.calls import Call
+from trainer_core.testing.crash.seccomp import Question
 
 _AT_FDCWD: Final = -100
 _SYSCALL_PIDFD_GETFD: Final = 438

@@ -15,19 +15,17 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
-from tests.crash import calls, hooks, seccomp
-from tests.crash.supervisor import Account, Plan, supervise, wait_for
-from tests.crash.watched import ANNOUNCEMENTS
-
-ROOT: Final = Path(__file__).parents[2]
+from trainer_core.testing.crash import calls, hooks, seccomp
+from trainer_core.testing.crash.supervisor import Account, Plan, supervise, wait_for
+from trainer_core.testing.crash.watched import ANNOUNCEMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +66,34 @@ class Server:
     """A fork server in a process of its own.
 
     Args:
-        preload: modules that it imports; one with a function `warm_up` has it called.
+        prepares: "module:function" that gives a context manager, in which the server works: it imports what children
+            need.
+        options: of that function, by name.
         watches: "seccomp", "python", or "" for the best that works here.
+
+    Raises:
+        RuntimeError: it cannot be prepared.
     """
 
-    def __init__(self, *preload: str, watches: str = "") -> None:
+    def __init__(self, prepares: str = "", options: Mapping[str, Any] = {}, *, watches: str = "") -> None:
         mine, theirs = socket.socketpair()
         code = f"from {__name__} import serve; serve()"  # run as a module its classes would be those of __main__
-        command = [sys.executable, "-c", code, str(theirs.fileno()), watches, *preload]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+        command = [sys.executable, "-c", code, str(theirs.fileno())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self.connection = Connection(mine.detach())
-        self.watches, self.why_not = self.connection.recv()
+        self.connection.send((prepares, dict(options), watches))
+        self.watches, self.why_not, error = self.connection.recv()
+        if error:
+            self.close()
+            raise RuntimeError(f"fork server: it cannot be prepared.\n{error}")
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def run(self, job: Job) -> Ended:
         """Runs a job to its end."""
@@ -116,24 +129,39 @@ def _trial(folder: Path, announce: Callable[[str], None]) -> int:
 
 
 def serve() -> None:
-    """Imports, says how children are watched, and runs jobs until the other side is gone."""
+    """Prepares, says how children are watched, and runs jobs until the other side is gone."""
+    connection = Connection(int(sys.argv[1]))
+    prepares, options, watches = connection.recv()
+    with ExitStack() as stack:
+        why_not, error = "", ""
+        try:
+            stack.enter_context(_context(prepares, options))
+            why_not = why_not_watched()
+        except BaseException:
+            error = traceback.format_exc()
+        watches = watches or ("python" if why_not else "seccomp")
+        gc.collect()
+        gc.freeze()  # what is collected in a child would be copied
+        connection.send((watches, why_not, error))
+        while True:
+            try:
+                job = connection.recv()
+            except EOFError:
+                return
+            connection.send(_run(job, watches))
+
+
+@contextmanager
+def _context(prepares: str, options: Mapping[str, Any]) -> Iterator[None]:
     import torch
 
-    connection, watches, preload = Connection(int(sys.argv[1])), sys.argv[2], sys.argv[3:]
     torch.set_num_threads(1)
-    for name in preload:
-        getattr(importlib.import_module(name), "warm_up", lambda: None)()
-    why_not = why_not_watched()
-    watches = watches or ("python" if why_not else "seccomp")
-    gc.collect()
-    gc.freeze()
-    connection.send((watches, why_not))
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        connection.send(_run(job, watches))
+    if not prepares:
+        yield
+        return
+    context: AbstractContextManager[None] = _function(prepares)(**options)
+    with context:
+        yield
 
 
 def _run(job: Job, watches: str) -> Ended:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.calls import CHANGING_FLAGS, Call
-from tests.crash.supervisor import Account, Plan, fails_too
+from trainer_core.testing.crash.calls import CHANGING_FLAGS, Call
+from trainer_core.testing.crash.supervisor import Account, Plan, fails_too
 
 _PATHS_OF: Final = {
     "os.mkdir": ("mkdir", 1),
