@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from trainer_core.__main__ import main
-from trainer_core_hub_push.outbox import Outbox, Push
+from trainer_core_hub_push.entries import Push
+from trainer_core_hub_push.outbox import Outbox
 
 REPO = "user/first"
 

@@ -4,7 +4,7 @@ import pytest
 
 from trainer_core_hub_push import HubPushSettings
 from trainer_core_hub_push.content import WEIGHTS, model_files, pushes_of_save
-from trainer_core_hub_push.outbox import Push
+from trainer_core_hub_push.entries import Push
 
 
 @pytest.fixture

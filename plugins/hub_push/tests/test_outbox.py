@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from trainer_core_hub_push.outbox import Outbox, Push, copy_files, files_in
+from trainer_core_hub_push.entries import Push, files_in
+from trainer_core_hub_push.outbox import Outbox, copy_files
 
 PUSH = Push(
     "user/first", "Training in progress, step 2", path="last-checkpoint", key="last", replaces=("last/*",), step=2
@@ -56,7 +57,7 @@ def test_an_entry_holds_the_files_and_what_is_to_become_of_them(outbox, checkpoi
     body = json.loads((entry.folder / "entry.json").read_text())
     assert body == {
         "id": entry.id,
-        "created_at": entry.created_at,
+        "created_at": body["created_at"],
         "repo": "user/first",
         "message": "Training in progress, step 2",
         "path": "last-checkpoint",
@@ -107,6 +108,16 @@ def test_everything_is_copied_where_links_are_not_offered(outbox, checkpoint, mo
     entry = outbox.add(Push("user/first", "Model"), checkpoint)
     assert contents(entry) == {name: file.read_bytes() for name, file in checkpoint.items()}
     assert not any(file.samefile(checkpoint[name]) for name, file in entry.files().items())
+
+
+def test_links_are_queued_as_what_they_lead_to(outbox, checkpoint, tmp_path):
+    for name, file in checkpoint.items():
+        file.rename(tmp_path / "linked")
+        file.symlink_to(tmp_path / "linked")
+        entry = outbox.add(Push("user/first", "Model"), {name: file})
+        before = (tmp_path / "linked").read_bytes()
+        (tmp_path / "linked").unlink()
+        assert contents(entry) == {name: before}
 
 
 def test_what_cannot_be_queued_whole_is_not_queued(outbox, checkpoint, tmp_path):

@@ -14,7 +14,8 @@ from trainer_core import PluginError, SettingsError, Signal, TrainerCallback, wr
 from trainer_core.__main__ import main
 from trainer_core.testing import PluginConformance
 from trainer_core_hub_push import HubPush, HubPushSettings
-from trainer_core_hub_push.outbox import Outbox, files_in
+from trainer_core_hub_push.entries import files_in
+from trainer_core_hub_push.outbox import Outbox
 from trainer_core_hub_push.pusher import Pusher
 
 REPO = "user/first"

@@ -1,7 +1,8 @@
 import pytest
 
 from trainer_core_hub_push.client import hub_api, is_transient
-from trainer_core_hub_push.outbox import Outbox, Push
+from trainer_core_hub_push.entries import Push
+from trainer_core_hub_push.outbox import Outbox
 from trainer_core_hub_push.repository import RACES, prepare, refusal, send
 
 REPO = "user/first"

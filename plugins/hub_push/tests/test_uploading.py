@@ -7,7 +7,8 @@ import pytest
 
 from trainer_core import PluginError
 from trainer_core_hub_push.client import hub_api
-from trainer_core_hub_push.outbox import Outbox, Push
+from trainer_core_hub_push.entries import Push
+from trainer_core_hub_push.outbox import Outbox
 from trainer_core_hub_push.patience import Patience, duration, too_long
 from trainer_core_hub_push.uploading import Uploader
 
@@ -194,6 +195,18 @@ def test_an_entry_that_is_refused_itself_lets_the_others_go_on(hub, uploader, ou
     assert mine(hub) == ["good"]
     assert outbox.entries() == [refused]
     assert any("was refused" in message for message in caplog.messages)
+
+
+def test_why_an_entry_was_refused_is_known_though_a_later_one_arrived(hub, uploader, outbox, queue):
+    refused = queue("---\nlicense: [\n---\n", name="README.md")
+    queue("good")
+    finish(uploader)
+    assert mine(hub) == ["good"]
+    assert "license" in uploader.account.last_error or "YAML" in uploader.account.last_error
+    outbox.remove(refused)
+    queue("better")
+    finish(uploader)
+    assert uploader.account.last_error == ""
 
 
 def test_a_refused_token_pauses_all(hub, outbox, queue):

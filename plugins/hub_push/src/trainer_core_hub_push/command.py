@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from trainer_core_hub_push.outbox import Entry, Outbox
+    from trainer_core_hub_push.entries import Entry
+    from trainer_core_hub_push.outbox import Outbox
 
 OWNER_SECONDS: Final = 10.0
 """How long it waits for an outbox that is in use: children of a run that was killed keep it so until they notice."""

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trainer_core_hub_push.outbox import Push, files_in
+from trainer_core_hub_push.entries import Push, files_in
 
 if TYPE_CHECKING:
     from trainer_core import Trainer

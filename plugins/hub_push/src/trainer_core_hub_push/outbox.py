@@ -2,10 +2,7 @@
 
     output_dir/.outbox/
       lock                        held by the process that uploads, with its number
-      00000003-6f0c…/             an entry, complete because it bears this name; they are pushed in this order
-        entry.json                where it goes, and what it replaces there
-        files/…                   what goes there
-        tried                     head of the repository before the last try to commit it
+      00000003-6f0c…/             an entry, see `entries`
       .staging-…                  an entry that is being queued
       .done-…                     one that is being deleted
 
@@ -15,103 +12,25 @@ checkpoints share go on growing. Where links are not offered everything is copie
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from trainer_core import replace_file
+from trainer_core_hub_push.entries import FILES, FOLDER, Entry, Push, files_in, new_id, read_entry, write_body
 
 logger = logging.getLogger("trainer_core.hub_push")
 
 NAME: Final = ".outbox"
-FILES: Final = "files"
-_ENTRY: Final = "entry.json"
-_TRIED: Final = "tried"
 _LOCK: Final = "lock"
-_FOLDER: Final = re.compile(r"([0-9]{8,})-[0-9a-f]{32}")
 _STAGING: Final = ".staging-"
 _DONE: Final = ".done-"
 _IMMUTABLE: Final = ".safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """What is to become of an entry.
-
-    Attributes:
-        repo: `owner/name`, or `name` for whom the token belongs to.
-        message: title of the commit.
-        path: folder in the repository; empty for its root.
-        key: a newer push of the same key to the same place replaces this one; empty for never.
-        replaces: patterns of files in the repository that the commit deletes where the entry has none of that name.
-        revision: branch; None for the main one.
-        private: whether a repository that is made is private; None for its owner's default.
-        step: updates that were done.
-    """
-
-    repo: str
-    message: str
-    path: str = ""
-    key: str = ""
-    replaces: tuple[str, ...] = ()
-    revision: str | None = None
-    private: bool | None = None
-    step: int = 0
-
-    @property
-    def target(self) -> tuple[str, str | None, str]:
-        """What a newer push must have in common with this one to replace it."""
-        return self.repo, self.revision, self.key
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A complete entry of an outbox.
-
-    Attributes:
-        id: marks its commit.
-        folder: where it lies.
-        push: what is to become of it.
-        created_at: time of day, for the reader.
-    """
-
-    id: str
-    folder: Path
-    push: Push
-    created_at: str = field(compare=False)
-
-    def files(self) -> dict[str, Path]:
-        """Gives the files, by path in the repository."""
-        root = self.folder / FILES
-        return {self._in_repository(name): root / name for name in files_in(root)}
-
-    def _in_repository(self, name: str) -> str:
-        return f"{self.push.path}/{name}" if self.push.path else name
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its files."""
-        return sum(file.stat().st_size for file in self.files().values())
-
-    @property
-    def tried_on(self) -> str | None:
-        """Head of the repository before the last try to commit it; None when there was none."""
-        file = self.folder / _TRIED
-        return file.read_text(encoding="ascii") if file.is_file() else None
-
-    def note_try(self, head: str) -> None:
-        """Remembers that a commit on `head` is about to be tried."""
-        replace_file(self.folder / _TRIED, head.encode("ascii"))
 
 
 class Outbox:
@@ -130,7 +49,7 @@ class Outbox:
         """Gives the complete entries, oldest first."""
         if not self.folder.is_dir():
             return []
-        names = sorted(path.name for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name))
+        names = sorted(path.name for path in self.folder.iterdir() if FOLDER.fullmatch(path.name))
         return [entry for name in names if (entry := self._read(self.folder / name)) is not None]
 
     def add(self, push: Push, files: Mapping[str, Path]) -> Entry:
@@ -158,14 +77,14 @@ class Outbox:
 
     def seal(self, push: Push, staged: Path) -> Entry:
         """Makes an entry of a folder of `staging`."""
-        entry_id, created_at = uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds")
-        body = {"id": entry_id, "created_at": created_at, **asdict(push)}
+        entry_id = new_id()
+        _copy_what_is_linked(staged)
         _flush_tree(staged)
-        replace_file(staged.parent / _ENTRY, json.dumps(body, indent=2).encode("ascii"))
+        write_body(staged.parent, entry_id, push)
         target = self.folder / f"{self._next_number():08d}-{entry_id}"
         staged.parent.rename(target)
         _flush(self.folder)
-        return Entry(entry_id, target, push, created_at)
+        return Entry(entry_id, target, push)
 
     def remove(self, entry: Entry) -> None:
         """Takes out an entry; one that is there in parts is never seen."""
@@ -213,19 +132,16 @@ class Outbox:
         return file.read_text(encoding="ascii", errors="replace") if file.is_file() else ""
 
     def _next_number(self) -> int:
-        numbers = [int(found[1]) for path in self.folder.iterdir() if (found := _FOLDER.fullmatch(path.name))]
+        numbers = [int(found[1]) for path in self.folder.iterdir() if (found := FOLDER.fullmatch(path.name))]
         return max(numbers, default=0) + 1
 
     def _read(self, folder: Path) -> Entry | None:
         """Gives an entry; None, with a warning, for one that is damaged, and for one that is just being taken out."""
         try:
-            body = json.loads((folder / _ENTRY).read_bytes())
-            values = {one.name: body[one.name] for one in fields(Push)}
-            push = Push(**{**values, "replaces": tuple(values["replaces"])})
-            return Entry(str(body["id"]), folder, push, str(body["created_at"]))
+            return read_entry(folder)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError) as error:
             self._say_damaged(folder, error)
             return None
 
@@ -240,11 +156,6 @@ class Outbox:
         """Begins anew to say of each damaged entry once that it is; for a new run."""
         with self._saying:
             self._said_damaged.clear()
-
-
-def files_in(folder: Path) -> list[str]:
-    """Gives the files below a folder, by path in it with `/`, in order."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
@@ -272,6 +183,15 @@ def _take(source: Path, target: Path) -> None:
         except OSError:
             logger.debug("%s: cannot be linked, it is copied.", source)
     shutil.copyfile(source, target)
+
+
+def _copy_what_is_linked(folder: Path) -> None:
+    """Puts copies in the place of symbolic links, whose files may be others when they are pushed."""
+    for file in (folder / name for name in files_in(folder)):
+        if file.is_symlink():
+            source = file.resolve()
+            file.unlink()
+            shutil.copyfile(source, file)
 
 
 def _flush_tree(folder: Path) -> None:

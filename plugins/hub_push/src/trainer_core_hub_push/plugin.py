@@ -22,7 +22,7 @@ from trainer_core_hub_push.settings import HubPushSettings
 
 if TYPE_CHECKING:
     from trainer_core import Plan, Section, Trainer
-    from trainer_core_hub_push.outbox import Push
+    from trainer_core_hub_push.entries import Push
     from trainer_core_hub_push.pusher import Pusher
 
 logger = logging.getLogger("trainer_core.hub_push")

@@ -16,7 +16,8 @@ from trainer_core import PluginError
 from trainer_core_hub_push import content, repository
 from trainer_core_hub_push.card import card_options, write_card
 from trainer_core_hub_push.client import hub_api, in_words
-from trainer_core_hub_push.outbox import Entry, Outbox, Push, copy_files, files_in
+from trainer_core_hub_push.entries import Entry, Push, files_in
+from trainer_core_hub_push.outbox import Outbox, copy_files
 from trainer_core_hub_push.patience import Patience
 from trainer_core_hub_push.uploading import Uploader
 

@@ -19,7 +19,7 @@ from trainer_core_hub_push.client import in_words, is_transient, status_of
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-    from trainer_core_hub_push.outbox import Entry, Push
+    from trainer_core_hub_push.entries import Entry, Push
 
 logger = logging.getLogger("trainer_core.hub_push")
 

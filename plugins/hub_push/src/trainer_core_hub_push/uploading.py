@@ -29,7 +29,8 @@ from trainer_core_hub_push.patience import Patience, duration, too_long
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-    from trainer_core_hub_push.outbox import Entry, Outbox
+    from trainer_core_hub_push.entries import Entry
+    from trainer_core_hub_push.outbox import Outbox
 
 logger = logging.getLogger("trainer_core.hub_push")
 
@@ -45,7 +46,7 @@ class Account:
     Attributes:
         done: commits that arrived.
         replaced: pushes that a newer one replaced.
-        last_error: why the last try failed; empty when the last try went well.
+        last_error: why the last try failed; empty when it went well and none was refused.
         last_url: of the last commit.
     """
 
@@ -208,7 +209,9 @@ class Uploader:
             self._failed(entry, error, in_words(error, secret))
             return
         self.account.done += 1
-        self.account.last_error, self.account.last_url = "", commit.commit_url
+        self.account.last_url = commit.commit_url
+        if not self._state.set_aside:  # why these were refused is told at the end
+            self.account.last_error = ""
         logger.info("%r: is pushed to %s.", entry.push.message, commit.commit_url)
         if self.say is not None:
             self.say(entry, commit)
