@@ -1,5 +1,6 @@
 """Two runs in one folder at a time are refused; one that was killed owns nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -120,3 +121,17 @@ def test_a_disk_that_cannot_hold_the_owners_name_is_told_before_training(make_tr
     trainer = make_trainer()
     trainer.train()
     assert trainer.outcome == "completed"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_and_the_run_goes_on(code, make_trainer, monkeypatch, caplog):
+    def fail(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(ownership.fcntl, "flock", fail)
+    trainer = make_trainer()
+    trainer.train()
+    assert trainer.outcome == "completed"
+    why = f"[Errno {code}] {os.strerror(code)}"
+    told = f"output_dir: its file system has no locks, {why}; another run in it is not noticed."
+    assert [record.getMessage() for record in caplog.records] == [told]

@@ -7,6 +7,7 @@ when the process ends, in whatever way, so a run that was killed owns nothing; t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -26,6 +27,8 @@ except ImportError:  # Windows has no such lock
 
 if TYPE_CHECKING:
     from trainer_core.ranks import Ranks
+
+logger = logging.getLogger("trainer_core.ownership")
 
 NAME: Final = ".owner.json"
 HANDOVER_SECONDS: Final = 2.0
@@ -107,6 +110,9 @@ def _locked(descriptor: int) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
+        except OSError as error:  # NFS without a lock daemon, Lustre mounted without flock
+            logger.warning("output_dir: its file system has no locks, %s; another run in it is not noticed.", error)
+            return True
         else:
             return True
 
