@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer_core.boundary import LARGE_BYTES, Boundary, PythonState, persistent_buffers
+from trainer_core.boundary import LARGE_BYTES, Boundary, PythonGuard, persistent_buffers
 from trainer_core.state import TrainerState
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_a_normal_deviate_that_is_kept_for_the_next_call_is_remembered(draw):
 
 
 def test_pythons_state_is_read_in_full_only_after_a_draw(monkeypatch):
-    state, read = PythonState(), []
+    state, read = PythonGuard(), []
     getstate = random.getstate
     monkeypatch.setattr(random, "getstate", lambda: read.append(1) or getstate())
     for _ in range(5):

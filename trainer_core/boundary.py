@@ -13,16 +13,13 @@ running statistics of norms.
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import random
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from trainer_core.data.seeding import NumpyGuard
+from trainer_core.data.seeding import NumpyGuard, PythonGuard
 
 if TYPE_CHECKING:
     from trainer_core.state import TrainerState
@@ -52,7 +49,7 @@ class Boundary:
         self.device = torch.get_device_module(device) if device.type != "cpu" else None
         self.step = -1
         self._torch = torch.default_generator
-        self._python = PythonState()
+        self._python = PythonGuard()
         self._numpy = NumpyGuard()
         self._buffers: list[torch.Tensor] = []
         self._copies: list[torch.Tensor] = []
@@ -117,32 +114,6 @@ class Boundary:
             if buffer._version != version:
                 self._copies[place].copy_(buffer)
                 self._versions[place] = buffer._version
-
-
-class PythonState:
-    """The state of python's `random`, read in full (9 us) only when its memory changed (0.4 us)."""
-
-    def __init__(self) -> None:
-        self._generator = cast("random.Random", getattr(random.getrandbits, "__self__"))  # noqa: B009 (mypy: a function)
-        self._size = 0
-        if platform.python_implementation() == "CPython":
-            base = random.Random.__base__
-            assert base is not None
-            self._size = base.__basicsize__ - object.__basicsize__
-        self._address = id(self._generator) + object.__basicsize__
-        self._memory = b""
-        self._state: Any = None
-
-    def hold(self) -> None:
-        """Remembers the state; a normal deviate that is kept for the next call is not in that memory."""
-        memory = ctypes.string_at(self._address, self._size)
-        deviate: float | None = self._generator.gauss_next  # type: ignore[attr-defined]  # absent from typeshed
-        if memory != self._memory or not memory or deviate != self._state[2]:
-            self._memory, self._state = memory, random.getstate()
-
-    def release(self) -> None:
-        """Sets the state that was held."""
-        random.setstate(self._state)
 
 
 def persistent_buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
