@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from trainer_core import PluginError, TrainerCallback, TrainerControl
 
@@ -112,6 +114,24 @@ def test_a_flag_that_does_not_exist_is_refused_with_the_right_one(make_trainer):
     )
 
 
+@pytest.mark.parametrize("value", ["false", [0], {}])
+def test_a_flag_that_is_neither_true_nor_false_is_refused(make_trainer, value):
+    trainer = make_trainer(given={"callbacks": [Answering("on_step_end", lambda *_: {"should_training_stop": value})]})
+    with pytest.raises(PluginError) as caught:
+        trainer.train()
+    assert str(caught.value) == (
+        "callback 'Answering', on_step_end: returned a flag 'should_training_stop' that is neither true nor false, "
+        f"got {value!r}. Use True or False."
+    )
+
+
+@pytest.mark.parametrize("value", [1, np.True_, torch.tensor(True)])
+def test_a_flag_may_be_any_truth_value(make_trainer, value):
+    trainer = make_trainer(given={"callbacks": [Answering("on_step_end", lambda *_: {"should_training_stop": value})]})
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 # Flags ------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +183,7 @@ def test_flags_outside_of_the_run_change_nothing(make_trainer, event):
     trainer = make_trainer(given={"callbacks": [stopping]})
     trainer.train()
     assert (trainer.state.global_step, trainer.outcome) == (10, "completed")
+    assert len(trainer.state.log_history) == 1
 
 
 # Events -----------------------------------------------------------------------------------------------------------
@@ -219,6 +240,17 @@ def test_a_row_that_a_callback_changes_stays_as_it_was_logged(make_trainer):
     assert trainer.state.log_history == [{"x": 1, "epoch": 0.0, "step": 0}]
 
 
+def test_a_row_has_its_step_in_the_history_and_in_the_state_alone(make_trainer):
+    seen = []
+
+    class Looking(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            seen.append((state.log_history[-1]["step"], list(logs)))
+
+    make_trainer(given={"callbacks": [Looking()]}).log({"x": 1})
+    assert seen == [(0, ["x", "epoch"])]
+
+
 def test_metrics_that_a_callback_adds_are_returned(make_trainer):
     class Adding(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **kwargs):
@@ -272,6 +304,14 @@ def test_a_misspelt_event_is_refused_with_the_right_one(make_trainer):
     with pytest.raises(PluginError) as caught:
         make_trainer(given={"callbacks": [Misspelt()]})
     assert str(caught.value) == "callback 'Misspelt': there is no event 'on_step_ends'. Did you mean 'on_step_end'?"
+
+
+def test_an_attribute_that_is_no_method_may_be_called_like_an_event(make_trainer):
+    callback = EarlyStoppingCallback(1)
+    callback.on_gpu = False
+    trainer = make_trainer(given={"callbacks": [callback]})
+    trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def test_a_class_that_needs_arguments_is_refused(make_trainer):

@@ -138,7 +138,8 @@ class CallbackPlugin:
             self._call(trainer, event, function, metrics=metrics)
 
         def with_logs(trainer: Trainer, logs: Any) -> None:
-            self._call(trainer, event, function, logs=dict(logs))
+            row = {name: value for name, value in logs.items() if name != "step"}  # the original adds it afterwards
+            self._call(trainer, event, function, logs=row)
 
         def plain(trainer: Trainer) -> None:
             self._call(trainer, event, function)
@@ -164,6 +165,11 @@ class CallbackPlugin:
                         f"callback {self.name!r}, {event}: returned the flag {flag!r}.{did_you_mean(str(flag), known)} "
                         f"Flags are {', '.join(known)}."
                     )
+                if not hasattr(value, "__bool__"):  # what is true because it is not empty is no answer: "false"
+                    raise PluginError(
+                        f"callback {self.name!r}, {event}: returned a flag {flag!r} that is neither true nor false, "
+                        f"got {value!r}. Use True or False."
+                    )
                 setattr(control, flag, bool(value))
         elif all(hasattr(answer, flag) for flag in known):
             for flag in known:
@@ -175,15 +181,16 @@ class CallbackPlugin:
             )
 
     def _request(self, trainer: Trainer, control: TrainerControl, event: str) -> None:
-        """Turns raised flags into requests and lowers them."""
+        """Turns raised flags into requests and lowers them; before a run and when it ends there is nothing to ask."""
+        is_heard = trainer.is_in_train and event != "on_train_end"
         for flag, signal in _SIGNALS.items():
             if getattr(control, flag):
                 setattr(control, flag, False)
-                if trainer.is_in_train:
+                if is_heard:
                     trainer.request(signal, by=self.name, why=f"{flag} in {event}", local=True)
         if control.should_log:
             control.should_log = False
-            if trainer.is_in_train:
+            if is_heard:
                 trainer.log_training_row()
 
 
@@ -239,7 +246,8 @@ def _made(kind: type, name: str) -> object:
 def _refuse_misspelt(callback: object, name: str) -> None:
     bases = [base for base in type(callback).__mro__ if base.__name__ == "TrainerCallback"]
     for event in dir(callback):
-        if event.startswith("on_") and event not in EVENTS and not any(hasattr(base, event) for base in bases):
+        is_known = event in EVENTS or any(hasattr(base, event) for base in bases)
+        if event.startswith("on_") and not is_known and callable(getattr(callback, event)):
             hint = did_you_mean(event, EVENTS) or f" Events are {', '.join(EVENTS)}."
             raise PluginError(f"callback {name!r}: there is no event {event!r}.{hint}")
 
