@@ -19,8 +19,8 @@ LAYERS = [
     "hookspecs data optim activations best collection guard loss memory meter metrics modes ordering process ranks"
     " buckets connections lifeline rendezvous verdicts watch whereabouts tally tensors weights",
     # one update, one evaluation, the bus, the plan and the journal
-    "step criterion saves evaluate bus callbacks journal ownership planning rehearsal results snapshot summary"
-    " plugin_states agreement boundary closing rescue watching",
+    "step splitting criterion saves evaluate bus callbacks journal ownership planning rehearsal results snapshot"
+    " summary plugin_states agreement boundary closing rescue watching",
     # what sees everything
     "trainer loop assembly preparation running variation",
     # what is built on the trainer

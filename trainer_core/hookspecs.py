@@ -4,9 +4,9 @@ Two kinds, told apart by name. *Told* hooks (`on_…`) return nothing and reach 
 are questions: the first plugin that answers something other than None decides, and two plugins that answer one
 question are refused at the start unless one of them says `before` or `after` the other.
 
-A plugin implements any of them by name, with any subset of their arguments. All hooks but one fire on every rank; a plugin
-that acts on one only asks `trainer.is_main_rank`. Counters in `trainer.state` are up to date when a hook fires. A
-plugin may read everything and change what the docstring allows; to make the run evaluate, save or stop it calls
+A plugin implements any of them by name, with any subset of their arguments. All hooks but one fire on every rank; a
+plugin that acts on one only asks `trainer.is_main_rank`. Counters in `trainer.state` are up to date when a hook fires.
+A plugin may read everything and change what the docstring allows; to make the run evaluate, save or stop it calls
 `trainer.request(...)`.
 """
 

@@ -33,8 +33,8 @@ from trainer_core.plugin_states import PluginStates
 from trainer_core.preparation import prepare
 from trainer_core.saves import Saves
 from trainer_core.snapshot import foresee_checkpoint, load_checkpoint
+from trainer_core.splitting import stepper_of
 from trainer_core.state import Request
-from trainer_core.step import Stepper
 from trainer_core.summary import finish
 from trainer_core.tally import tally_of
 
@@ -128,7 +128,7 @@ class Loop:
             self.resume_from = foresee_checkpoint(trainer, self.resume_from)
         prepare(trainer)
         self.stream = trainer.train_stream
-        self.stepper = Stepper(trainer, self.meter)
+        self.stepper = stepper_of(trainer, self.meter)
         self.tally = tally_of(trainer)
         if self.resume_from:
             load_checkpoint(trainer, self.resume_from)

@@ -20,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer_core.criterion import build_loss
-from trainer_core.data.batches import count_targets, split_batch, to_device
+from trainer_core.data.batches import count_targets, to_device
 from trainer_core.errors import DataError
 from trainer_core.guard import Guard, can_judge_on_device
 from trainer_core.loss import (
@@ -78,8 +78,6 @@ class Stepper:
         self.training_step = trainer.training_step if trainer.overrides("training_step") else None
         self.training_step_takes_count = takes(trainer.training_step, "num_items_in_batch")
         self.empty_cache_steps = self.args.torch_empty_cache_steps if self.moves else None
-        if self.args.auto_find_batch_size:
-            self.accumulate = self.accumulate_in_parts  # type: ignore[method-assign] # decided once, not in every update
         self.refresh()
 
     def refresh(self) -> None:
@@ -248,46 +246,7 @@ class Stepper:
         scaler.update()
         return bool(scaler.get_scale() >= scale)
 
-    def accumulate_in_parts(self, window: Sequence[Any], hooks: StepHooks, *, is_padded: bool) -> Value:
-        """Splits micro-batches in place until an update fits into memory: same samples, same gradient."""
-        random_states = self._random_states()
-        while True:
-            parts = [part for inputs in window for part in split_batch(inputs, self.parts)]
-            try:
-                return Stepper.accumulate(self, parts, hooks, is_padded=is_padded)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or self.parts >= self.args.per_device_train_batch_size:
-                    raise
-            self.clear_gradients()
-            self.parts *= 2
-            self._set_random_states(random_states)
-            if self.moves:
-                torch.get_device_module(self.device).empty_cache()
-            logger.warning(
-                "step %d: out of memory; micro-batches are trained in %d parts from here on, with the same gradient "
-                "(auto_find_batch_size).",
-                self.trainer.state.global_step + 1,
-                self.parts,
-            )
-
-    def _random_states(self) -> list[torch.Tensor]:
-        """Gives the random states that a forward pass draws from: torch's, and that of its CUDA device."""
-        states = [torch.random.get_rng_state()]
-        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
-
-    def _set_random_states(self, states: list[torch.Tensor]) -> None:
-        torch.random.set_rng_state(states[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self.device)
-
 
 def _is_nothing(weight: Weight | None) -> bool:
     """Tells whether a micro-batch is known to have no target; on an accelerator that is not known on the host."""
     return isinstance(weight, float) and weight == 0.0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text

@@ -173,7 +173,7 @@ class PythonGuard:
     def moved(self) -> bool:
         """Compares the state with the one that was held."""
         if not self._size:
-            return random.getstate() != self._state
+            return bool(random.getstate() != self._state)
         deviate: float | None = self._generator.gauss_next  # type: ignore[attr-defined]  # absent from typeshed
         return self._read() != self._memory or deviate != self._state[2]
 
