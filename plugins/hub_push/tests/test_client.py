@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from trainer_core_hub_push.client import (
@@ -49,6 +49,24 @@ def test_without_a_token_the_environments_is_used(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     assert hub_api().whoami()["name"] == "other"
     assert hub_api("").whoami()["name"] == "other"
+
+
+def test_a_connection_that_falls_silent_fails_in_passing(hub, monkeypatch):
+    close_session()
+    monkeypatch.setattr("trainer_core_hub_push.client.SILENCE_SECONDS", 0.2)
+    hub.fault("GET", "whoami", "delay", seconds=3600)
+    api = hub_api("hf_writer")
+    error = raised(api.whoami)
+    assert (type(error).__name__, is_transient(error)) == ("ReadTimeout", True)
+    assert api.whoami()["name"] == "user"
+    close_session()
+
+
+def test_a_limit_that_the_user_has_set_stays(hub):
+    get_session().timeout = 7.0
+    hub_api("hf_writer")
+    assert get_session().timeout.read == 7.0
+    close_session()
 
 
 @pytest.mark.parametrize(

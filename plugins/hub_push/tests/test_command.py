@@ -106,6 +106,22 @@ def test_a_folder_that_is_not_there_is_said(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("logged_in")
+@pytest.mark.parametrize("step", ["entries", "lock"])
+def test_a_folder_that_the_user_may_not_use_is_said(hub, outbox, queue, capsys, monkeypatch, step):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", "run/.outbox")
+
+    queue("one")
+    monkeypatch.setattr(Outbox, step, refuse)
+    assert push(outbox) == 1
+    assert capsys.readouterr().err == (
+        "python -m trainer_core push: output_dir: cannot be used, got [Errno 13] Permission denied: 'run/.outbox'. "
+        "Let this user read and write it.\n"
+    )
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("logged_in")
 def test_an_outbox_that_is_in_use_is_left_alone(hub, outbox, queue, capsys, monkeypatch):
     monkeypatch.setattr("trainer_core_hub_push.command.OWNER_SECONDS", 0.3)
     queue("one")

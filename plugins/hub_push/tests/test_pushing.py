@@ -380,6 +380,20 @@ def test_an_outbox_that_cannot_be_made_fails_no_run_but_the_push_that_was_asked_
         trainer.push_to_hub()
 
 
+def test_an_outbox_that_cannot_be_read_fails_no_run_and_is_told(hub, make, caplog, monkeypatch):
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Outbox, "entries", fail)
+    trainer = make(hub_strategy="end")
+    output = trainer.train()
+    assert output.global_step == 24
+    assert pushes(output) == {"pushes_done": 0, "pushes_replaced": 0, "pushes_failed": 1}
+    told = "the outbox: cannot be read, OSError: [Errno 5] Input/output error"
+    assert caplog.messages.count(f"{told}. The run goes on.") == 1
+    assert dict(trainer.bus.members["hub_push"].plugin.closing_notes()) == {"not pushed": told}
+
+
 def test_a_card_that_cannot_be_written_keeps_no_model_back(hub, make, caplog, monkeypatch):
     def fail(*args):
         raise ValueError("no card today")

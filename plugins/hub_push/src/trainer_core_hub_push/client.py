@@ -17,6 +17,8 @@ _TRANSIENT: Final = frozenset({408, 409, 429})
 """Too late, in conflict with what goes on at the same time, too often; all from 500 on are as well."""
 _SERVER: Final = 500
 _MASK: Final = "***"
+SILENCE_SECONDS: Final = 300.0
+"""How long a connection may be silent before it counts as failed; longer than the Hub takes for any answer."""
 
 
 def endpoint_in_use(endpoint: str | None = None) -> str:
@@ -37,12 +39,22 @@ def hub_api(token: str | None = None, endpoint: str | None = None) -> HfApi:
 
     import trainer_core
 
+    _end_silence()
     return HfApi(
         endpoint=endpoint_in_use(endpoint),
         token=token or None,
         library_name="trainer_core",
         library_version=trainer_core.__version__,
     )
+
+
+def _end_silence() -> None:
+    """Sets a limit to the silence of connections where nobody did: the library, whose session all share, sets none."""
+    from huggingface_hub import get_session
+
+    session = get_session()
+    if session.timeout.read is None:
+        session.timeout = SILENCE_SECONDS
 
 
 def is_repo_id(text: str) -> bool:

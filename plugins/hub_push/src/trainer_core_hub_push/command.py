@@ -31,6 +31,13 @@ def push(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]
 
 
 def _push(given: argparse.Namespace) -> int:
+    try:
+        return _push_what_is_left(given)
+    except OSError as error:
+        return _refused(given, f"output_dir: cannot be used, got {error}. Let this user read and write it.")
+
+
+def _push_what_is_left(given: argparse.Namespace) -> int:
     from trainer_core_hub_push.client import hub_api
     from trainer_core_hub_push.outbox import Outbox
     from trainer_core_hub_push.repository import malformed, secret_of

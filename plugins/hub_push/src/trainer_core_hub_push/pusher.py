@@ -59,7 +59,7 @@ class Pusher:
         self.outbox.say_damage_again()
         if not self.uploader.is_active:
             self.outbox.tidy(staging=True)
-        if left := self.outbox.entries():
+        if left := self._entries():
             logger.warning("%s: holds %d pushes of an earlier run; they go first.", self.outbox.folder, len(left))
             self.uploader.begin()
 
@@ -132,7 +132,7 @@ class Pusher:
 
     def close(self, seconds: float) -> None:
         """Waits for what is queued, at most so long, and says what is left."""
-        if self.outbox.entries():
+        if self._entries():
             self.uploader.begin()
         deadline = monotonic() + seconds
         try:
@@ -142,7 +142,7 @@ class Pusher:
                 logger.warning("waiting for %s, %.0f s more at most.", self._waiting_in_words(), left)
         finally:
             self.uploader.stop()
-            if self.outbox.entries():
+            if self._entries():
                 logger.warning("%s", self._left_in_words())
 
     def metrics(self) -> dict[str, float]:
@@ -151,7 +151,7 @@ class Pusher:
         return {
             "pushes_done": account.done - done,
             "pushes_replaced": account.replaced - replaced,
-            "pushes_failed": len(self.outbox.entries()) + len(self.not_queued),
+            "pushes_failed": len(self._entries()) + len(self.not_queued),  # in this order
         }
 
     def notes(self) -> Iterator[tuple[str, str]]:
@@ -161,18 +161,30 @@ class Pusher:
         if numbers["pushes_done"] or replaced:
             where = f", the last is {self.uploader.account.last_url}" if self.uploader.account.last_url else ""
             yield "pushed", f"{numbers['pushes_done']}{replaced}{where}"
+        left = self._entries()
         for told in self.not_queued:
             yield "not pushed", told
-        if self.outbox.entries():
+        if left:
             yield "not pushed", self._left_in_words()
 
+    def _entries(self) -> list[Entry]:
+        """Gives what is queued; where that cannot be read, it is said once a run and counted as a push."""
+        try:
+            return self.outbox.entries()
+        except OSError as error:
+            told = f"the outbox: cannot be read, {in_words(error)}"
+            if told not in self.not_queued:
+                self.not_queued.append(told)
+                logger.warning("%s. The run goes on.", told)
+            return []
+
     def _left_in_words(self) -> str:
-        number, error = len(self.outbox.entries()), self.uploader.account.last_error
+        number, error = len(self._entries()), self.uploader.account.last_error
         what = f"{number} push{'es' if number > 1 else ''} did not arrive"
         return f"{what}{f', {error}' if error else ''}. {self.uploader.remedy()}"
 
     def _waiting_in_words(self) -> str:
-        entries = self.outbox.entries()
+        entries = self._entries()
         megabytes = sum(entry.num_bytes for entry in entries) / 1e6
         return f"{len(entries)} push{'es' if len(entries) != 1 else ''} of {megabytes:,.1f} MB"
 
