@@ -292,6 +292,16 @@ def stopped_by_a_callback_of_one_rank(folder):
     return {**result(trainer), "by": trainer.stop_request.by}
 
 
+class RowOfOneRank(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        return {"should_log": state.global_step == 7 and not state.is_world_process_zero}
+
+
+def logged_for_a_callback_of_one_rank(folder):
+    trainer = run(folder, Classifier(), pairs(240), given={"callbacks": [RowOfOneRank()]})
+    return {"rows": [row["step"] for row in trainer.state.log_history if "loss" in row]}
+
+
 def stopped_by_one_rank(folder):
     trainer = run(folder, Classifier(), pairs(240), given={"plugins": [StoppingOneRank()]})
     return {**result(trainer), "by": trainer.stop_request.by, "explained": trainer.explain(trainer.state.global_step)}
@@ -434,6 +444,7 @@ OTHERS = [
     empty_evaluation,
     saved_once,
     stopped_by_a_callback_of_one_rank,
+    logged_for_a_callback_of_one_rank,
     splitting_to_find_a_batch_size,
 ]
 

@@ -189,6 +189,10 @@ def test_a_stop_that_one_rank_asks_for_stops_all_at_one_step(two):
     assert "clock (rank 1): time is up" in first["explained"]
 
 
+def test_a_row_that_a_callback_wants_on_one_rank_is_logged_on_all(two):
+    assert [rank["logged_for_a_callback_of_one_rank"] for rank in two] == [{"rows": [7]}] * 2
+
+
 def test_a_callback_that_stops_on_one_rank_stops_all_at_that_update(two):
     first, second = (rank["stopped_by_a_callback_of_one_rank"] for rank in two)
     assert first["step"] == second["step"] == 3

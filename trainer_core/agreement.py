@@ -30,6 +30,7 @@ class Agreement:
 
     Attributes:
         requests: raised on this rank alone so far.
+        wants_row: somebody on this rank asks for a row of the training; all ranks log one together.
         is_failing: all ranks end at this boundary, because a plugin failed on one of them.
     """
 
@@ -37,6 +38,7 @@ class Agreement:
         self.loop = loop
         self.ranks = loop.ranks
         self.requests: list[Request] = []
+        self.wants_row = False
         self.is_failing = False
         self.every = EVERY
         self.last = 0, perf_counter()
@@ -56,11 +58,15 @@ class Agreement:
         is_step = loop.phase is Phase.STEP
         if is_step and step % self.every and not self.is_always:
             return
-        has_news, slowest = self._worst(float(bool(self.requests or loop.bus.failure)), self._seconds_an_update(step))
+        news = bool(self.requests or loop.bus.failure)
+        has_news, slowest, wants_row = self._worst(float(news), self._seconds_an_update(step), float(self.wants_row))
         if is_step and slowest:
             self.every = min(EVERY, max(1, int(SECONDS / slowest)))
         if has_news:
             self._exchange()
+        if wants_row:
+            self.wants_row = False
+            loop.trainer.log_training_row()
         self.last = step, perf_counter()
 
     def reach_in_evaluation(self, batch: int, common: int) -> None:

@@ -191,7 +191,15 @@ class CallbackPlugin:
         if control.should_log:
             control.should_log = False
             if is_heard:
-                trainer.log_training_row()
+                _ask_for_row(trainer)
+
+
+def _ask_for_row(trainer: Trainer) -> None:
+    """Logs a row: at once, or on all ranks at the next boundary, because the flag may be raised on one alone."""
+    if trainer.running is not None and trainer.ranks.world_size > 1:
+        trainer.running.loop.agreement.wants_row = True
+    else:
+        trainer.log_training_row()
 
 
 def _taking_what_it_names(function: Callable[..., Any], event: str, name: str) -> Callable[..., Any]:
