@@ -60,14 +60,18 @@ def _names_for(trainer: Trainer, dataset: Any, prefix: str) -> set[str] | None:
     few = _first_rows(dataset, trainer.args.per_device_eval_batch_size * trainer.ranks.world_size)
     if few is None:
         return None
+    names: set[str] | None = None
     try:
         with own_random_states(trainer.args.seed), _copied_metrics(trainer):
             loss_only = trainer.compute_metrics is None
             rehearsed = Evaluation(trainer, prefix, loss_only=loss_only, ignore_keys=None, is_told=False)
-            return set(rehearsed.run(trainer.get_eval_dataloader(few)).metrics)
+            rehearsed.ranks = copy.copy(trainer.ranks)
+            rehearsed.ranks.world_size = 1  # each rank by itself: one that fails must not leave the others waiting
+            names = set(rehearsed.run(trainer.get_eval_dataloader(few)).metrics)
     except Exception as error:
         logger.debug("the metrics of an evaluation are not known before training, a rehearsal gave %r", error)
-        return None
+    of_ranks = trainer.ranks.gather_objects(names)
+    return None if None in of_ranks else names
 
 
 @contextmanager

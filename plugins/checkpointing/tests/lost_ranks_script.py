@@ -44,13 +44,24 @@ CASES = {
     "both items": Case("raise", {0: 30, 1: 30}),
     "loss": Case("loss", {1: 7}),
     "callback": Case("callback", {1: 7}),
+    "metric": Case("metric", {1: 13}),
     "before the first step": Case("raise", {1: 1}),
     "stopped at once": Case("interrupt", {1: 30}),
     "signal to one": Case("term", {1: 30}),
     "signal to all": Case("term", {0: 26, 1: 47}),
     "late signal": Case("late", {0: 26, 1: -1}),
 }
-RESUMED = ("killed", "item", "item of main", "both items", "loss", "callback", "signal to one", "signal to all")
+RESUMED = (
+    "killed",
+    "item",
+    "item of main",
+    "both items",
+    "loss",
+    "callback",
+    "metric",
+    "signal to one",
+    "signal to all",
+)
 
 
 def hurt(what):
@@ -82,7 +93,7 @@ class Items(Dataset):
 
     def __getitem__(self, index):
         self.read += 1
-        if self.read == self.at and self.what not in ("loss", "callback"):
+        if self.read == self.at and self.what not in ("loss", "callback", "metric"):
             hurt(self.what)
         return {"x": torch.randn(4) + index / 50, "labels": torch.tensor(index % 3)}
 
@@ -94,6 +105,17 @@ class Failing(TrainerCallback):
     def on_step_end(self, args, state, control, **others):
         if state.global_step == self.at:
             raise ValueError("a mistake of the user's")
+
+
+def metrics(case, rank):
+    """Gives a metric that fails on one rank, in the rehearsal before training too."""
+
+    def compute(prediction):
+        if case.what == "metric" and rank in case.at:
+            raise ValueError("a mistake of the user's")
+        return {"rows": len(prediction.label_ids)}
+
+    return compute
 
 
 class Signalled(TrainerCallback):
@@ -126,7 +148,7 @@ def train(case, output_dir, *, resume):
     at = case.at.get(rank, -1)
     data = Items(case, rank)
     trainer = OwnTrainer(
-        model=Net(), args=args, train_dataset=data, eval_dataset=Items(Case("nothing"), rank),
+        model=Net(), args=args, train_dataset=data, eval_dataset=Items(Case("nothing"), rank), compute_metrics=metrics(case, rank),
         callbacks=[Failing(at)] if case.what == "callback" else [Signalled] if case.what == "late" else [],
     )  # fmt: skip
     trainer.loss_fails_at = at if case.what == "loss" else -1

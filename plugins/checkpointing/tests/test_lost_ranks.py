@@ -102,11 +102,15 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_and_ended_with_its_place(
 
 
 @pytest.mark.parametrize(
-    ("name", "failing", "step"), [("item", 1, 14), ("item of main", 0, 14), ("loss", 1, 6), ("both items", None, 14)]
+    ("name", "failing", "step"),
+    [("item", 1, 14), ("item of main", 0, 14), ("loss", 1, 6), ("both items", None, 14), ("metric", 1, 13)],
 )
 def test_ranks_tell_the_error_of_the_one_that_failed_and_save_the_step_together(ends, name, failing, step):
     told, statuses = ends(name)
-    named = f"DistributedError: rank {failing}: failed in phase STEP after step {step}, got {OWN}. Look at its output."
+    phase = "EVAL" if name == "metric" else "STEP"
+    named = (
+        f"DistributedError: rank {failing}: failed in phase {phase} after step {step}, got {OWN}. Look at its output."
+    )
     assert errors(told) == {rank: OWN if failing in (rank, None) else named for rank in range(len(statuses))}
     for result in told.values():
         assert f"saved at step {step} first: resume_from_checkpoint=True goes on from " in result["notes"][-1]
@@ -138,7 +142,8 @@ def test_ranks_that_get_a_signal_at_different_moments_save_one_step(folder, ends
 
 
 @pytest.mark.parametrize(
-    "name", ["killed", "item", "item of main", "both items", "loss", "callback", "signal to one", "signal to all"]
+    "name",
+    ["killed", "item", "item of main", "both items", "loss", "callback", "metric", "signal to one", "signal to all"],
 )
 def test_what_is_resumed_ends_as_the_run_that_nobody_cut(ends, name):
     again = ends(name, "resumed")[0]
