@@ -458,6 +458,23 @@ def test_a_compiled_model_trains_as_the_plain_one(tmp_path, build, rows):
     same(plain, gradients(tmp_path, model, data, torch_compile=True, torch_compile_backend="aot_eager", **options))
 
 
+class Interrupted(Classifier):
+    """Leaves the count of targets alone while its graph breaks, so that the compiler carries the count on."""
+
+    def forward(self, x, labels=None, num_items_in_batch=None):
+        logits = self.layers(x)
+        torch._dynamo.graph_break()
+        return {"loss": functional.cross_entropy(logits, labels), "seen": num_items_in_batch}
+
+
+@pytest.mark.slow
+def test_a_compiler_that_looks_at_the_count_does_not_use_it(tmp_path):
+    model, data = Interrupted().double(), named_rows(dtype=torch.float64)
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    plain = gradients(tmp_path, model, data, **options)
+    same(plain, gradients(tmp_path, model, data, torch_compile=True, torch_compile_backend="aot_eager", **options))
+
+
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [

@@ -48,20 +48,21 @@ class Count(torch.Tensor):
     ) -> Any:
         """Runs `func` on plain tensors and notes the use; looking at the count or its shape is none."""
         named = kwargs or {}
-        if getattr(func, "__name__", "") not in _LOOKS:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*map(_plain, args), **{name: _plain(value) for name, value in named.items()})
+        name = getattr(func, "__name__", "")
+        if name in _READS or (isinstance(result, torch.Tensor) and name not in _LOOKS):
             for argument in (*args, *named.values()):
                 if type(argument) is Count:
                     argument.was_used = True
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*map(_plain, args), **{name: _plain(value) for name, value in named.items()})
+        return result
 
 
+_READS: Final = frozenset(["item", "tolist", "numpy", "__array__", "__int__", "__index__", "__float__", "__complex__"])
+"""What gives the number itself; other results that are no tensor are about the count, as a compiler asks for them."""
 _COMPARISONS: Final = ("eq", "ne", "lt", "le", "gt", "ge")
-_LOOKS: Final = frozenset(
-    ["__get__", "__repr__", "__format__", "__bool__", "dim", "size", "numel"]
-    + [spelling for name in _COMPARISONS for spelling in (name, f"__{name}__")]
-)
-"""What does not compute with a count: attributes, comparisons, printing."""
+_LOOKS: Final = frozenset(["__get__"] + [spelling for name in _COMPARISONS for spelling in (name, f"__{name}__")])
+"""What gives a tensor and does not compute with a count: attributes and comparisons."""
 
 
 def _plain(value: Any) -> Any:
