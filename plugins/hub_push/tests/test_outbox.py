@@ -190,6 +190,24 @@ def test_only_one_holds_the_lock(outbox):
         assert again
 
 
+def test_a_file_system_without_locks_lets_everybody(outbox, monkeypatch):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with outbox.lock() as first, outbox.lock() as second:
+        assert (first, second) == (True, True)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(outbox, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    outbox.folder.mkdir(parents=True)
+    (outbox.folder / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic links"), outbox.lock():
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 HOLD = """
 import sys
 from pathlib import Path

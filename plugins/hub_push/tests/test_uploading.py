@@ -333,6 +333,20 @@ def test_an_outbox_that_cannot_be_read_ends_no_more_than_the_pushing(hub, upload
     assert mine(hub) == ["push 0"]
 
 
+def test_a_thread_that_cannot_start_is_tried_again(hub, uploader, queue, monkeypatch):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    queue("push 0")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            uploader.begin()
+    assert not uploader.is_active
+    finish(uploader)
+    assert mine(hub) == ["push 0"]
+
+
 def test_waits_grow_and_are_bounded():
     patience = Patience(retries=9, backoff_seconds=1.0, max_backoff_seconds=10.0)
     assert [patience.seconds(failures, 1.0, None) for failures in range(1, 7)] == [1, 2, 4, 8, 10, 10]

@@ -107,8 +107,9 @@ class Uploader:
             if state.thread is None or state.is_paused:
                 state.is_paused, state.failures, state.not_before = False, 0, 0.0
             if state.thread is None:
-                state.thread = threading.Thread(target=self._run, name="trainer_core.hub_push", daemon=True)
-                state.thread.start()
+                thread = threading.Thread(target=self._run, name="trainer_core.hub_push", daemon=True)
+                thread.start()  # fails where the system has no more
+                state.thread = thread
             self._changed.notify_all()
 
     def future_of(self, entry: Entry) -> Future[CommitInfo | None]:
