@@ -17,7 +17,7 @@ from trainer_core import Trainer, TrainingArguments
 from trainer_core.settings.discovery import installed_names
 from trainer_core.testing.crash.witness import Witness, witnessed
 
-_COMMON: Final[Mapping[str, Any]] = {
+COMMON: Final[Mapping[str, Any]] = {
     "block_plugins": sorted(installed_names() - {"checkpointing", "logging", "early_stopping"}),
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 4,
@@ -107,7 +107,7 @@ def run(folder: Path, announce: Callable[[str], None], name: str, **options: Any
     witness = Witness(announce)
     trainer = Trainer(
         model=Net(),
-        args=TrainingArguments(str(folder), **{**_COMMON, **RUNS[name], **options}),
+        args=TrainingArguments(str(folder), **{**COMMON, **RUNS[name], **options}),
         train_dataset=Noisy(10, 0, noise=0.1),
         eval_dataset=Noisy(6, 1, noise=0.0),
         plugins=[witness],

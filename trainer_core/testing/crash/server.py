@@ -8,8 +8,8 @@ from __future__ import annotations
 import array
 import gc
 import importlib
+import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -33,7 +33,7 @@ class Job:
     """What a child does.
 
     Attributes:
-        target: "module:function"; it is called with `folder`, `announce` and `options` and gives what can be pickled.
+        target: "module:function"; it is called with `folder`, `announce` and `options` and gives what JSON can hold.
         folder: its output folder.
         options: by name.
         plan: what is done to it.
@@ -207,7 +207,7 @@ def _watch(pid: int, mine: socket.socket, job: Job, watches: str) -> Account:
 
 
 def _ended(account: Account, content: bytes, said: str) -> Ended:
-    result, error = pickle.loads(content) if content else (None, "")
+    result, error = json.loads(content) if content else (None, "")
     if not content and account.ending == "ended":
         error = "the child died by itself"
     return Ended(account, result, error, said)
@@ -228,7 +228,7 @@ def _child(job: Job, watches: str, files: dict[str, int], theirs: socket.socket)
             answer = (_function(job.target)(job.folder, announce, **job.options), "")
         except BaseException:
             answer = (None, traceback.format_exc())
-        os.write(files["result"], pickle.dumps(answer))
+        os.write(files["result"], json.dumps(answer).encode())
     except BaseException:
         traceback.print_exc()
     finally:

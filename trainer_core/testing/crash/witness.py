@@ -53,8 +53,13 @@ class Witness:
 
 
 def witnessed(trainer: Trainer, witness: Witness) -> dict[str, Any]:
-    """Trains, with `witness` on the bus, and gives what the run did (`did`) and what must be equal (`end`)."""
+    """Trains, with `witness` on the bus, and gives what came of it."""
     trainer.train()
+    return account_of(trainer, witness)
+
+
+def account_of(trainer: Trainer, witness: Witness) -> dict[str, Any]:
+    """Gives what a run that is over did (`did`) and what must be equal (`end`)."""
     did = {
         "outcome": trainer.outcome,
         "resumed_from": None if trainer.resumed_from is None else trainer.resumed_from.name,
