@@ -148,7 +148,8 @@ def train(case, output_dir, *, resume):
     at = case.at.get(rank, -1)
     data = Items(case, rank)
     trainer = OwnTrainer(
-        model=Net(), args=args, train_dataset=data, eval_dataset=Items(Case("nothing"), rank), compute_metrics=metrics(case, rank),
+        model=Net(), args=args, train_dataset=data, eval_dataset=Items(Case("nothing"), rank),
+        compute_metrics=metrics(case, rank),
         callbacks=[Failing(at)] if case.what == "callback" else [Signalled] if case.what == "late" else [],
     )  # fmt: skip
     trainer.loss_fails_at = at if case.what == "loss" else -1

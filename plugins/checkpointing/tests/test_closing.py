@@ -138,6 +138,16 @@ def test_a_damaged_mark_is_passed_over_and_said(damage, small, tmp_path, caplog)
     assert json.loads(mark.read_text())["outcome"] == "completed"
 
 
+def test_a_folder_named_like_the_mark_is_left_alone(small, tmp_path, caplog):
+    small.trainer(tmp_path, save_steps=5).train()
+    (tmp_path / ".finished.json").unlink()
+    (tmp_path / ".finished.json").mkdir()
+    again = small.trainer(tmp_path, save_steps=5)
+    again.train(resume_from_checkpoint=True)
+    assert again.outcome == "completed"
+    assert "cannot be written, [Errno 21] Is a directory" in caplog.text
+
+
 def test_a_mark_of_another_run_means_nothing(small, tmp_path):
     small.trainer(tmp_path / "one", max_steps=6, save_steps=6).train()
     small.trainer(tmp_path / "other", small.Cut(6), max_steps=6, save_steps=6).train()

@@ -82,6 +82,29 @@ def test_a_checkpoint_replaces_the_one_of_its_step(tmp_path):
     assert names(tmp_path) == ["checkpoint-4"]
 
 
+@pytest.mark.parametrize("to", ["a checkpoint", "a file", "itself", "nowhere"])
+def test_a_link_in_the_way_is_kept_and_not_followed(to, tmp_path):
+    elsewhere = make(tmp_path / "elsewhere", 3)
+    place = tmp_path / "run" / "checkpoint-3"
+    staging = make(tmp_path / "run", 3, name=folder.staging_name(3))
+    place.symlink_to({"a checkpoint": elsewhere, "a file": elsewhere / "manifest.json", "itself": place}.get(to, to))
+    folder.put_in_place(staging, place)
+    assert names(tmp_path / "run") == ["checkpoint-3", "checkpoint-3.kept-1"]
+    assert not place.is_symlink()
+    assert (tmp_path / "run" / "checkpoint-3.kept-1").is_symlink()
+    assert names(elsewhere) == ["manifest.json"]
+
+
+@pytest.mark.parametrize("kind", ["tmp", "old", "del"])
+def test_a_link_named_like_a_leftover_is_removed_and_what_it_leads_to_stays(kind, tmp_path):
+    elsewhere = make(tmp_path / "elsewhere", 3)
+    make(tmp_path / "run", 3)
+    (tmp_path / "run" / f".{kind}-checkpoint-3-99999999").symlink_to(elsewhere)
+    folder.tidy(tmp_path / "run")
+    assert names(tmp_path / "run") == ["checkpoint-3"]
+    assert names(elsewhere) == ["manifest.json"]
+
+
 def test_a_folder_in_the_way_that_is_not_ours_is_kept(tmp_path, caplog):
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "mine.txt").write_text("precious")

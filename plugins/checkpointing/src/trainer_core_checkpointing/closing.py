@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core import CheckpointError, closing_state, read_json, replace_file
+from trainer_core import CheckpointError, closing_state, parse_json, read_bytes, replace_file
 from trainer_core_checkpointing import files
 from trainer_core_checkpointing.history import plain_row
 from trainer_core_checkpointing.manifest import Manifest
@@ -51,8 +52,9 @@ def read_mark(output_dir: Path, manifest: Manifest) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        body = read_json(file)
-        if _text({name: value for name, value in body.items() if name != "sha256"}) != file.read_bytes():
+        text = read_bytes(file)
+        body = parse_json(text, file)
+        if _text({name: value for name, value in body.items() if name != "sha256"}) != text:
             raise CheckpointError(f"{file}: is damaged, its checksum does not fit")
         finished = {name: decode(value, {}) for name, value in body.items()}
         check_counters(finished["counters"], file)
@@ -66,8 +68,9 @@ def read_mark(output_dir: Path, manifest: Manifest) -> Mapping[str, Any] | None:
 
 def remove_mark(output_dir: Path) -> None:
     """Takes the mark off: a run goes on, or begins."""
-    if (output_dir / NAME).exists():
-        files.calls.unlink(output_dir / NAME)
+    file = output_dir / NAME
+    if os.path.lexists(file) and not file.is_dir():
+        files.calls.unlink(file)
         files.flush_folder(output_dir)
 
 

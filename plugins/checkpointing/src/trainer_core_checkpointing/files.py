@@ -229,11 +229,14 @@ def make_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder with all that is in it; links are removed, never followed.
+    """Removes a folder with all that is in it, or a file; links are removed, never followed.
 
     Raises:
         OSError: something in it could not be removed.
     """
+    if path.is_symlink() or not path.is_dir():
+        calls.unlink(path)
+        return
     for place, folders, names in os.walk(path, topdown=False):
         for name in names:
             calls.unlink(Path(place, name))

@@ -82,7 +82,7 @@ def put_in_place(staging: Path, target: Path) -> None:
         OSError: it was not done, or is not durable; what bore the name has it again, and the staging folder its own.
     """
     output_dir, old, is_placed = target.parent, None, False
-    if target.exists():
+    if os.path.lexists(target):
         old = _aside(target)
         files.calls.rename(target, old)
         files.flush_folder(output_dir)
@@ -103,13 +103,13 @@ def put_in_place(staging: Path, target: Path) -> None:
 def _aside(target: Path) -> Path:
     """Gives the name under which what is in the way of a checkpoint makes room."""
     try:
-        is_ours = is_only_ours(target, read_manifest(target))
+        is_ours = not target.is_symlink() and is_only_ours(target, read_manifest(target))
     except CheckpointError:
         is_ours = False
     if is_ours:
         return target.with_name(f".old-{target.name}-{os.getpid()}")
     number = 1
-    while (kept := target.with_name(f"{target.name}.kept-{number}")).exists():
+    while os.path.lexists(kept := target.with_name(f"{target.name}.kept-{number}")):
         number += 1
     logger.warning("%s: is in the way and no whole checkpoint of ours; it is kept as %s.", target, kept.name)
     return kept
@@ -197,7 +197,7 @@ def delete(path: Path) -> bool:
     doomed = path.with_name(f".del-{name}")
     try:
         if path != doomed:
-            if doomed.exists():
+            if os.path.lexists(doomed):
                 files.remove_tree(doomed)
             files.calls.rename(path, doomed)
             files.flush_folder(path.parent)  # else a power cut may keep its name and lose its files

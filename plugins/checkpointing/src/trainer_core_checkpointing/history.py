@@ -105,7 +105,7 @@ class History:
     def _begin(self) -> None:
         """Puts a new, empty file in place of one that earlier checkpoints may share."""
         fresh = self.file.with_name(f"{NAME}.{os.getpid()}")
-        if fresh.exists():
+        if os.path.lexists(fresh):
             files.calls.unlink(fresh)
         files.write_file(fresh, (), 0, in_parallel=False)
         files.calls.replace(fresh, self.file)

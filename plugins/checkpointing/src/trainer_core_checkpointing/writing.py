@@ -10,6 +10,7 @@ Until the rename there is no checkpoint; after the last flush it is durable. `be
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -157,7 +158,7 @@ class Writer:
 
     def discard(self, staging: Path) -> None:
         """Removes what a save that failed has written."""
-        if staging.exists():
+        if os.path.lexists(staging):
             folder.delete(staging)
 
     # Help
@@ -202,7 +203,7 @@ class Writer:
                 folder.flush_above(self.output_dir)
                 self._is_begun = True
             disk.check_free(self.output_dir, self.needed)
-            if staging.exists():
+            if os.path.lexists(staging):
                 folder.delete(staging)
             files.calls.mkdir(staging)
 
