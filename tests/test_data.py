@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from trainer_core.data.collation import default_data_collator
 from trainer_core.data.columns import model_columns
 from trainer_core.data.loaders import build_eval_loader, build_train_loader
 from trainer_core.data.reading import stream
+from trainer_core.data.workers import started
 from trainer_core.errors import DataError
 
 CPU = torch.device("cpu")
@@ -31,6 +33,7 @@ DEFAULTS = {
     "dataloader_persistent_workers": False,
     "dataloader_prefetch_factor": None,
     "dataloader_multiprocessing_context": None,
+    "stop_signals": ["SIGINT", "SIGTERM"],
     "train_sampling_strategy": "random",
     "length_column_name": "length",
     "remove_unused_columns": True,
@@ -439,6 +442,26 @@ def test_a_map_style_dataset_is_told_the_epoch_in_its_worker():
     batches = train_stream(Told(), dataloader_num_workers=2, dataloader_persistent_workers=True)
     for epoch in (0, 1, 4):
         assert {number for batch in batches.epoch(epoch) for number in batch[0].tolist()} == {epoch}
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
+def test_a_worker_leaves_sigterm_to_its_main_process_and_ends_by_that_of_it(context):
+    loader = build_train_loader(
+        Counting(),
+        default_data_collator,
+        arguments(dataloader_num_workers=1, dataloader_multiprocessing_context=context),
+        device=CPU,
+    )
+    batches = started(loader)
+    (worker,) = batches._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(batches)) == 6
+    batches = started(loader)
+    next(batches)
+    (worker,) = batches._workers
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_a_loader_is_a_dataloader_of_the_settings():

@@ -6,12 +6,8 @@ A loader is a plain torch DataLoader whose dataset gives whole batches.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +19,7 @@ from trainer_core.data.fetching import BatchFetcher, as_it_is
 from trainer_core.data.sampling import EpochOrder, EvalOrder, eval_rows
 from trainer_core.data.seeding import Lending, Purpose, mix
 from trainer_core.data.streaming import SampleStream
+from trainer_core.data.workers import leave_signals
 from trainer_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -158,29 +155,8 @@ def _loader_options(args: TrainingArguments, device: torch.device, workers: int)
         options["persistent_workers"] = args.dataloader_persistent_workers
         options["prefetch_factor"] = args.dataloader_prefetch_factor
         options["multiprocessing_context"] = args.dataloader_multiprocessing_context
-        options["worker_init_fn"] = partial(_leave_signals, args.stop_signals)
+        options["worker_init_fn"] = partial(leave_signals, args.stop_signals)
     return options
-
-
-def _leave_signals(names: Sequence[str], worker: int) -> None:
-    """Leaves the signals that end a run to its main process, which still needs its workers when all of them get one."""
-    wanted = {signal.Signals[name] for name in names}
-    for number in wanted - {signal.SIGTERM}:
-        signal.signal(number, _pass_over)
-    if signal.SIGTERM in wanted and hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, daemon=True).start()
-
-
-def _pass_over(number: int, frame: FrameType | None) -> None:
-    """Does nothing; what the worker starts gets the system's handler again, which it would not of SIG_IGN."""
-
-
-def _end_when_told() -> None:
-    """Ends a worker by SIGTERM of its main process alone, which is how torch and Python end one."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 def _without_unused(

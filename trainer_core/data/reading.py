@@ -23,6 +23,7 @@ from trainer_core.data.fetching import BatchFetcher, annotate
 from trainer_core.data.sampling import EpochOrder, EvalOrder
 from trainer_core.data.seeding import Lending, Purpose, mix
 from trainer_core.data.streaming import PaddingBatch, SampleStream
+from trainer_core.data.workers import started
 from trainer_core.errors import DataError
 
 
@@ -112,7 +113,7 @@ class _MapStream:
         self._order.set_epoch(epoch, start)
         if self._direct:
             return map(self._fetch, self._order)
-        return _explaining(iter(self._loader), epoch, start)
+        return _explaining(started(self._loader), epoch, start)
 
     def rows_of(self, epoch: int, start: int, stop: int) -> list[int] | None:
         return self._order.rows_of(epoch, start, stop)
@@ -136,7 +137,7 @@ class _ItemStream:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         self._items.set_epoch(epoch, start)
         self.last_is_padding = False
-        batches = iter(self._items) if self._direct else _explaining(iter(self._loader), epoch, start)
+        batches = iter(self._items) if self._direct else _explaining(started(self._loader), epoch, start)
         return map(self._unpadded, batches)
 
     def rows_of(self, epoch: int, start: int, stop: int) -> list[int] | None:
