@@ -130,7 +130,8 @@ def test_a_model_names_its_main_input():
 
 def test_a_transformers_model_names_what_predictions_leave_out(tmp_path):
     args = TrainingArguments(tmp_path)
-    assert modes.keys_to_ignore(Trainer(model=llama(), args=args)) == ["past_key_values"]
+    of_llama = modes.keys_to_ignore(Trainer(model=llama(), args=args))
+    assert of_llama in (["cache"], ["past_key_values"])  # since transformers 5.24, and before
     assert modes.keys_to_ignore(Trainer(model=Classifier(), args=args)) == []
 
 

@@ -91,7 +91,9 @@ def keys_to_ignore(trainer: Trainer) -> list[str]:
     """Gives the outputs to leave out of predictions: what `train` was told, else what a transformers model wants."""
     if trainer.is_in_train and trainer.ignore_keys_for_eval is not None:
         return list(trainer.ignore_keys_for_eval)
-    return list(getattr(getattr(trainer.model, "config", None), "keys_to_ignore_at_inference", ()))
+    config = getattr(trainer.model, "config", None)
+    usual = () if config is None else ("cache",)  # transformers' configurations say nothing of it since 5.24
+    return list(getattr(config, "keys_to_ignore_at_inference", usual))
 
 
 def refuse_unshared(trainer: Trainer, loader: Iterable[Any], method: str) -> None:
