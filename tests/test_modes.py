@@ -140,6 +140,14 @@ def test_an_evaluation_needs_a_dataset(tmp_path):
         trainer_for(tmp_path, Classifier()).evaluate()
 
 
+def test_no_datasets_by_name_are_no_dataset(tmp_path):
+    given = {"eval_dataset": {}}
+    with pytest.raises(SettingsError, match="eval_dataset: is needed to evaluate"):
+        trainer_for(tmp_path, Classifier(), given=given).evaluate()
+    with pytest.raises(SettingsError, match="eval_dataset: has no rows, got length 0"):
+        trainer_for(tmp_path, Classifier(), pairs(4), given=given, eval_strategy="epoch").train()
+
+
 def test_an_overridden_loader_needs_no_dataset(tmp_path):
     class Own(Trainer):
         def get_eval_dataloader(self, eval_dataset=None):

@@ -123,6 +123,7 @@ def eval_datasets(trainer: Trainer, wanted: Any) -> Any:
             )
         return own[wanted]
     dataset = wanted if wanted is not None else own
-    if dataset is None and not trainer.overrides("get_eval_dataloader"):
+    is_missing = dataset is None or (isinstance(dataset, Mapping) and not dataset)
+    if is_missing and not trainer.overrides("get_eval_dataloader"):
         raise SettingsError(["eval_dataset: is needed to evaluate. Pass one to Trainer or to evaluate()."])
     return dataset

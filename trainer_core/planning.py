@@ -146,7 +146,8 @@ def _refuse_empty(trainer: Trainer, plan: Plan) -> None:
     if trainer.overrides("evaluate") or trainer.overrides("get_eval_dataloader"):
         return
     datasets = trainer.eval_dataset
-    for name, dataset in datasets.items() if isinstance(datasets, Mapping) else [("", datasets)]:
+    named = datasets.items() if isinstance(datasets, Mapping) and datasets else [("", datasets)]
+    for name, dataset in named:
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             which = f"{name!r} has" if name else "has"
             plan.contradict(f"eval_dataset: {which} no rows, got length 0. Pass one with at least one row.")
