@@ -102,6 +102,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(make_trainer
         make_trainer().train()
 
 
+@pytest.mark.parametrize("name", [".owner.json", "journal.jsonl"])
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+def test_a_link_or_pipe_in_place_of_a_file_of_ours_is_refused_and_not_written_to(name, kind, make_trainer, tmp_path):
+    (tmp_path / "run").mkdir()
+    if kind == "a link":
+        (tmp_path / "run" / name).symlink_to(tmp_path / "outside")
+    else:
+        os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(SettingsError, match="output_dir: cannot be written to, got "):
+        make_trainer().train()
+    assert not (tmp_path / "outside").exists()
+
+
 def test_a_file_that_does_not_say_who_owns_it_is_said(tmp_path):
     (tmp_path / ".owner.json").write_text("{")
     assert ownership._owner(tmp_path / ".owner.json") == "it does not say who it is"

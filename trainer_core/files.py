@@ -28,6 +28,16 @@ def flush_folder(path: Path) -> None:
             os.close(folder)
 
 
+def open_here(path: Path, flags: int) -> int:
+    """Gives a descriptor of a file that we write: no link, which may lead elsewhere, and no pipe that nobody reads.
+
+    Raises:
+        OSError: it is refused, or cannot be opened.
+    """
+    beside = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, flags | beside, 0o666)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file so that at every instant the old one or the new one is there; the new one is durable at the end.
 

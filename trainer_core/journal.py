@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from trainer_core.errors import SettingsError
+from trainer_core.files import open_here
 from trainer_core.phases import Phase, Signal
 from trainer_core.settings.secrecy import mask_text
 from trainer_core.state import Request
@@ -79,7 +81,8 @@ class Journal:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
+            descriptor = open_here(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            self._file = os.fdopen(descriptor, "a", encoding="utf-8")
             if _ends_in_half_a_line(self.path):
                 self._file.write("\n")
         except OSError as error:

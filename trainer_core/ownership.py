@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer_core.errors import OwnershipError, SettingsError, TrainerCoreError
-from trainer_core.files import make_folder
+from trainer_core.files import make_folder, open_here
 
 try:
     import fcntl
@@ -77,7 +77,7 @@ def _take(output_dir: Path) -> int | TrainerCoreError:
     """Gives the descriptor that holds the lock, or why there is none."""
     try:
         make_folder(output_dir)
-        descriptor = os.open(output_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_here(output_dir / NAME, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         return _unwritable(output_dir, error)
     if not _locked(descriptor):

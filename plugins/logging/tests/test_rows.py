@@ -2,11 +2,13 @@ import math
 import os
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
 from trainer_core import SettingsError, hookimpl
+from trainer_core_logging import rows as rows_of_the_plugin
 from trainer_core_logging.rows import RowFile
 
 
@@ -103,6 +105,17 @@ def test_half_a_line_of_any_length_is_cut_off(tmp_path, size):
     assert path.read_bytes() == b'{"a": 1}\n'
 
 
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+def test_a_link_or_pipe_in_place_of_the_file_is_refused_and_not_written_to(kind, train, tmp_path):
+    if kind == "a link":
+        tmp_path.joinpath("log.jsonl").symlink_to(tmp_path / "outside")
+    else:
+        os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(SettingsError, match=r"logging\.file: cannot be opened "):
+        train()
+    assert not tmp_path.joinpath("outside").exists()
+
+
 def test_a_file_that_cannot_be_opened_is_told_before_training(train, tmp_path):
     tmp_path.joinpath("log.jsonl").mkdir()
     with pytest.raises(SettingsError) as caught:
@@ -113,13 +126,11 @@ def test_a_file_that_cannot_be_opened_is_told_before_training(train, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
-def test_a_full_disk_is_told_once_and_ends_no_run(train, tmp_path, caplog):
-    tmp_path.joinpath("log.jsonl").symlink_to("/dev/full")
+def test_a_full_disk_is_told_once_and_ends_no_run(train, monkeypatch, caplog):
+    monkeypatch.setattr(rows_of_the_plugin, "_opened", lambda path: FileIO("/dev/full", "ab+"))
     assert train(logging_steps=1).state.global_step == 24
     told = [record.getMessage() for record in caplog.records if record.name == "trainer_core.logging"]
-    assert told == [
-        f"{tmp_path / 'log.jsonl'}: cannot be written (No space left on device). Rows are no longer written."
-    ]
+    assert told == ["/dev/full: cannot be written (No space left on device). Rows are no longer written."]
 
 
 def test_a_flush_that_fails_is_told_once_and_ends_no_run(train, tmp_path, caplog, monkeypatch):

@@ -61,8 +61,7 @@ class RowFile:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(path, "ab+")
-            _cut_half_a_line(self._file)
+            self._file = _opened(path)
         except OSError as error:
             raise SettingsError(
                 [f"logging.file: cannot be opened ({error.strerror}), got {str(path)!r}. Name another one, or None."]
@@ -142,6 +141,18 @@ class RowFile:
             os.ftruncate(self._file.fileno(), offset)
             told = "%s: %d rows %s are moved to %s; what they tell of is done again."
             logger.info(told, path, again.count(b"\n"), which, aside.name)
+
+
+def _opened(path: Path) -> FileIO:
+    """Opens a file of rows; a link is refused, which may lead out of the folder, and so is what has no end."""
+    file = FileIO(path, "ab+", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    try:
+        file.seek(0, os.SEEK_END)
+        _cut_half_a_line(file)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _append(file: FileIO, rows: Iterable[Mapping[str, Any]]) -> None:
