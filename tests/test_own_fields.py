@@ -140,6 +140,8 @@ def test_help_may_hold_a_percent_sign_and_names_choices_by_their_values(parser, 
     shown = " ".join(capsys.readouterr().out.split())
     assert "100% of a name." in shown
     assert "Many: Options of the script." in shown
+    assert "--level {1,2} (default: 1)" in shown
+    assert "--colour {{red,blue},null} (default: null)" in shown
 
 
 def test_a_class_makes_its_own_defaults_and_knows_what_was_given():

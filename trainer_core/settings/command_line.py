@@ -11,8 +11,10 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import zip_longest
-from typing import Any, Final, NoReturn
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
@@ -151,7 +153,7 @@ def _settings_model(flags: Iterable[_Flag]) -> type[BaseSettings]:
     """Gives a model with a field for each flag; only pydantic-settings reads it, for names, types and help."""
     fields: dict[str, Any] = {
         f"option_{index}": (
-            str if _holds_model(flag.field.annotation) else flag.field.annotation,
+            str if _holds_model(flag.field.annotation) else _shown_type(flag.field.annotation),
             Field(
                 default=_shown_default(flag.field),
                 description=flag.field.description,
@@ -163,8 +165,20 @@ def _settings_model(flags: Iterable[_Flag]) -> type[BaseSettings]:
     return create_model("CommandLine", __base__=BaseSettings, **fields)
 
 
+def _shown_type(annotation: Any) -> Any:
+    """Gives a type with the values of enums, by which members are given; help would show the members' names."""
+    if get_origin(annotation) is Annotated:
+        return _shown_type(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return Literal[tuple(member.value for member in annotation)]
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(_shown_type(part) for part in get_args(annotation))]  # noqa: UP007  # of a tuple
+    return annotation
+
+
 def _shown_default(field: FieldInfo) -> Any:
-    return ... if field.is_required() else field.get_default(call_default_factory=True)
+    default = ... if field.is_required() else field.get_default(call_default_factory=True)
+    return default.value if isinstance(default, Enum) else default
 
 
 def _holds_model(annotation: Any) -> bool:
@@ -210,7 +224,8 @@ def _shape(name: str, annotation: Any) -> dict[str, Any]:
 def _add_option(group: Any, hidden: _Hidden, flag: _Flag, options: dict[str, Any]) -> None:
     annotation = flag.field.annotation
     shape = _shape(flag.name, annotation)
-    metavar = "VALUE" if takes_list(annotation) else "JSON" if "dict[" in options["metavar"] else options["metavar"]
+    shown = options["metavar"]
+    metavar = "VALUE" if takes_list(annotation) else "JSON" if "dict[" in shown.lower() else shown
     group.add_argument(f"--{flag.name}", **{"metavar": metavar, **shape}, help=options["help"])
     _add_others(hidden, flag.name, annotation)
     if (dotted := str(flag.place)) != flag.name:  # the flat name is shown, the nested one works as well
