@@ -12,6 +12,7 @@ from trainer_core.errors import CheckpointError, SettingsError
 from trainer_core.optim.optimizers import load_optimizer_state_dict, optimizer_state_dict
 from trainer_core.optim.schedule_state import load_schedule_state, schedule_state
 from trainer_core.phases import Signal
+from trainer_core.settings.change import Kind
 from trainer_core.settings.comparison import Difference, differences, saved_settings
 from trainer_core.settings.names import PLUGIN_OF, distribution_of
 
@@ -23,6 +24,7 @@ logger = logging.getLogger("trainer_core.snapshot")
 _UNKNOWN: Final = "settings: the checkpoint does not hold those of its run. What was changed since then is not known."
 
 _TYPE_OF: Final = {"optim": "optimizer_type", "lr_scheduler_type": "lr_scheduler_type"}
+_REGROUPED: Final = "the optimizer would have other groups of parameters than its state in the checkpoint"
 _GOES_ON: Final = "the run goes on with that of its checkpoint, start anew to change it"
 
 
@@ -104,17 +106,21 @@ def _changes_of_objects(trainer: Trainer, state: Mapping[str, Any]) -> Iterator[
     """Gives what differs in optimizer and schedule, which may be the user's own."""
     optimizer, lr_scheduler = trainer.optimizer, trainer.lr_scheduler
     for name, own in {"optim": optimizer, "lr_scheduler_type": lr_scheduler}.items():
-        kind = type(own).__name__
-        saved_kind = state.get(_TYPE_OF[name], kind)
-        if saved_kind != kind:
-            note = "the state in the checkpoint is of another kind"
-            yield Difference(name, "refused", saved_kind, kind, note=note)
+        own_type = type(own).__name__
+        saved_type = state.get(_TYPE_OF[name], own_type)
+        if saved_type != own_type:
+            yield Difference(
+                name, "refused", saved_type, own_type, note="the state in the checkpoint is of another kind"
+            )
     groups = state["optimizer"].get("param_groups") or [{}], optimizer.param_groups  # without groups it does not load
     rate = "lr" if lr_scheduler is None else "initial_lr"
     for name, key in {"learning_rate": rate, "weight_decay": "weight_decay"}.items():
         before, now = (group[0].get(key) for group in groups)
         if before is not None and now is not None and float(before) != float(now):
-            yield Difference(name, "said", float(before), float(now), note=_GOES_ON)
+            is_grouped_anew = name == "weight_decay" and len(groups[0]) != len(groups[1])
+            kind: Kind = "refused" if is_grouped_anew else "said"
+            note = _REGROUPED if is_grouped_anew else _GOES_ON
+            yield Difference(name, kind, float(before), float(now), note=note)
 
 
 def _record(trainer: Trainer, state: Mapping[str, Any], found: list[Difference]) -> None:

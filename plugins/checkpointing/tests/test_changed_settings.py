@@ -107,6 +107,17 @@ def test_another_optimizer_is_refused_with_what_else_is(optim, small, tmp_path):
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["seed", "optim"]
 
 
+@pytest.mark.parametrize(("before", "now"), [(0.0, 0.1), (0.1, 0.0)])
+def test_a_weight_decay_that_groups_the_parameters_anew_is_refused(before, now, small, tmp_path):
+    small.trainer(tmp_path, small.Cut(4), weight_decay=before).train()
+    with pytest.raises(SettingsError) as caught:
+        small.trainer(tmp_path, weight_decay=now, seed=1).train(resume_from_checkpoint=True)
+    assert [problem.split(";")[0] for problem in caught.value.problems] == [
+        "seed: the rest of the run would draw other random numbers",
+        "weight_decay: the optimizer would have other groups of parameters than its state in the checkpoint",
+    ]
+
+
 def test_the_same_optimizer_by_another_name_goes_on(small, tmp_path, caplog):
     small.trainer(tmp_path, small.Cut(4), optim="adamw_torch").train()
     caplog.clear()
