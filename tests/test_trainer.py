@@ -457,6 +457,7 @@ def test_train_gives_updates_loss_and_metrics(make_trainer):
     assert output.global_step == 20
     assert output.training_loss == output.metrics["train_loss"] == trainer.state.log_history[-1]["train_loss"]
     assert output.metrics["train_runtime"] > 0
+    assert output.metrics["epoch"] == trainer.state.epoch > 0
     assert (trainer.outcome, trainer.is_in_train, trainer.state.epoch) == ("completed", False, 2.0)
 
 

@@ -179,7 +179,7 @@ class Trainer:
             running.own()
             running.loop.run()
         loss = self.train_metrics["train_loss"]
-        return TrainOutput(self.state.global_step, loss, dict(self.train_metrics))
+        return TrainOutput(self.state.global_step, loss, self.train_metrics | {"epoch": self.state.epoch})
 
     def evaluate(
         self,
