@@ -41,8 +41,13 @@ class HubPush:
     def __init__(self, settings: HubPushSettings) -> None:
         self.settings = settings
         self._pusher: Pusher | None = None
+        self._is_beginning = False
 
     # Before training
+
+    def on_phase(self, phase: Phase) -> None:
+        """Notes whether a run is about to begin: a plan that is only asked for changes nothing."""
+        self._is_beginning = phase is Phase.INIT
 
     @hookimpl(trylast=True)
     def on_plan(self, trainer: Trainer, plan: Plan) -> None:
@@ -55,7 +60,7 @@ class HubPush:
                 f"Turn checkpointing on, or set hub_strategy='end'."
             )
         self._schedule(trainer, plan)
-        if _is_beginning(trainer) and not plan.contradictions:
+        if self._is_beginning and not plan.contradictions:
             push = content.push_of_model(trainer, self.settings, END)
             mine = self._pusher_of(trainer).refusal(push) if trainer.is_main_rank else ""
             if problem := trainer.ranks.from_main(mine):
@@ -99,7 +104,7 @@ class HubPush:
 
     def on_teardown(self, trainer: Trainer) -> None:
         """Waits for what is queued, as long as the settings say, and accounts for it."""
-        pusher = self._pusher
+        self._is_beginning, pusher = False, self._pusher
         if pusher is None:
             return
         with self._best_effort(trainer, "the end"):
@@ -175,11 +180,6 @@ class HubPush:
             logger.warning("%s. The run goes on.", told)
             if self._pusher is not None:
                 self._pusher.not_queued.append(told)
-
-
-def _is_beginning(trainer: Trainer) -> bool:
-    """Whether a run is about to begin; a plan that is only asked for changes nothing."""
-    return trainer.running is not None and trainer.is_in_train and trainer.running.loop.phase is Phase.INIT
 
 
 def _changed(push: Push, options: dict[str, Any]) -> Push:
