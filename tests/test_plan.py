@@ -253,6 +253,7 @@ def test_the_plan_as_json_is_the_plan(make_trainer):
         "disk_bytes": {},
         "contradictions": [],
         "unknown": [],
+        "unread": [],
         "global_batch_size": 4,
         "arithmetic": "4 a micro-batch × 1 accumulated × 1 rank = 4 samples an update",
         "learning_rates": [

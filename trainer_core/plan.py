@@ -47,6 +47,7 @@ class Plan:
         disk_bytes: what the run will hold on disk at most, by owner.
         contradictions: why the run would be refused; empty for a run that can start.
         unknown: what cannot be said before the run, and why.
+        unread: options that were given and have no effect beside others.
     """
 
     num_parameters: int
@@ -65,6 +66,7 @@ class Plan:
     disk_bytes: dict[str, int] = field(default_factory=dict)
     contradictions: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def global_batch_size(self) -> int:
@@ -130,6 +132,7 @@ class Plan:
             disk = ", ".join(f"{owner} {in_bytes(size)}" for owner, size in self.disk_bytes.items())
             rows.append(("disk", f"{disk} at most"))
         rows += [("unknown", text) for text in self.unknown]
+        rows += [("no effect", text) for text in self.unread]
         return rows + [("refused", text) for text in self.contradictions]
 
     def _data_in_words(self) -> str:

@@ -14,6 +14,7 @@ from trainer_core.errors import SettingsError
 from trainer_core.optim.schedules import schedule_factor, warmup_steps
 from trainer_core.plan import Plan
 from trainer_core.rehearsal import metric_names
+from trainer_core.settings.unread import unread_options
 
 if TYPE_CHECKING:
     from trainer_core.trainer import Trainer
@@ -91,6 +92,7 @@ def plan_of(trainer: Trainer, arithmetic: Arithmetic | None = None) -> Plan:
         num_train_epochs=arithmetic.num_train_epochs,
         max_steps=arithmetic.max_steps,
     )
+    plan.unread = unread_options(args)
     if args.auto_find_batch_size and plan.world_size > 1:
         plan.contradict(
             f"auto_find_batch_size: works with one process, got {plan.world_size}: a rank that runs out of memory "

@@ -51,6 +51,8 @@ def prepare(trainer: Trainer) -> None:
     if plan.contradictions:
         raise SettingsError(plan.contradictions)
     trainer.last_plan = plan
+    for told in plan.unread if trainer.ranks.is_main else ():
+        logger.warning(told)
     wrap(trainer)
     create_optimizer_and_scheduler(trainer, arithmetic.max_steps)
     trainer.scaler = torch.amp.GradScaler(trainer.ranks.device.type) if trainer.precision is torch.float16 else None

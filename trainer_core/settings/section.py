@@ -63,6 +63,10 @@ class Section(BaseModel):
         """Gives whole sentences on what cannot be meant together; asked when every single value is valid."""
         return ()
 
+    def unread(self, args: TrainingArguments) -> Iterable[tuple[str, str]]:
+        """Gives (flat name, "option=value") of what nothing reads beside another option; said where it was given."""
+        return ()
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, mask_secrets(value, name or "")) for name, value in super().__repr_args__()]
 

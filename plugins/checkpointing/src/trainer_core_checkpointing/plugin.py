@@ -70,8 +70,6 @@ class Checkpointing:
         self._max_steps = state.max_steps
         self._cadence = self._cadence_of(state.max_steps)
         state.save_steps = self._cadence.every
-        if settings.strategy != "steps" and trainer.args.sources.get("save_steps", "default") != "default":
-            logger.warning("save_steps: is read with save_strategy='steps' alone, which is %r.", settings.strategy)
         if trainer.is_main_rank:
             folder.tidy(output_dir)
             remove_mark(output_dir)

@@ -83,6 +83,11 @@ class CheckpointingSettings(Section):
                 given = "" if source == "default" else f" (from {source})"
                 yield f"{name}: needs evaluations, and there are none, got {value!r}{given}. Set eval_strategy."
 
+    def unread(self, args: TrainingArguments) -> Iterator[tuple[str, str]]:
+        """Gives what is read with one strategy alone; who asks for a save by hand reads the rest."""
+        if self.strategy != "steps":
+            yield "save_steps", f"save_strategy={self.strategy!r}"
+
     @property
     def saves_best(self) -> bool:
         """Whether each new best evaluation is followed by a save."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -63,6 +63,13 @@ class LoggingSettings(Section):
     """Further loggers that get the level during training."""
     file: FileName | None = "log.jsonl"
     """File in `output_dir` to which every logged row is appended, one line of JSON each; None for no file."""
+
+    def unread(self, args: TrainingArguments) -> Iterator[tuple[str, str]]:
+        """Gives what is read with some strategies alone; evaluations may follow `logging_steps`."""
+        if self.strategy != "steps" and "logging_steps" not in args.sources["eval_steps"]:
+            yield "logging_steps", f"logging_strategy={self.strategy!r}"
+        if self.strategy == "no":
+            yield "logging_first_step", "logging_strategy='no'"
 
     def process_log_level(self, args: TrainingArguments) -> int:
         """Gives the level of this process as a number of the module `logging`, by its rank in the environment."""
