@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from tests.toys import Classifier, trainer_for
 from trainer_core import DistributedError
-from trainer_core.ranks import Ranks, create_accelerator
+from trainer_core.ranks import Ranks, _say_passed_over, create_accelerator
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +73,13 @@ def test_an_accelerator_that_the_user_made_is_shared(tmp_path):
 @pytest.mark.parametrize(
     ("method", "variable"), [("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")]
 )
-def test_a_launchers_wish_for_shards_is_passed_over_on_the_cpu_and_said(
+def test_a_launchers_wish_for_shards_is_passed_over_on_the_cpu_and_said_once(
     tmp_path, monkeypatch, caplog, method, variable
 ):
     monkeypatch.setenv(variable, "true")
-    create_accelerator(trainer_for(tmp_path, Classifier()).args)
+    _say_passed_over.cache_clear()
+    for _ in range(2):
+        create_accelerator(trainer_for(tmp_path, Classifier()).args)
     told = f"launch: {method} works on accelerators alone; the model is replicated on each of 1 rank(s)."
     assert [record.getMessage() for record in caplog.records if record.name == "trainer_core.ranks"] == [told]
     assert os.environ[variable] == "true"

@@ -72,7 +72,7 @@ def test_the_guides_compute_loss_trains_evaluates_and_predicts(make_trainer, mak
     assert metrics["eval_loss"] == pytest.approx(sum(loss * rows for loss, rows in weighted) / 10)
     assert metrics["eval_rows"] == 10
     output = trainer.predict(make_rows(10, seed=1))
-    assert np.array_equal(output.predictions, logits.numpy())
+    torch.testing.assert_close(torch.from_numpy(output.predictions), logits)
     assert output.label_ids.tolist() == labels.tolist()
 
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
@@ -96,14 +97,20 @@ def _launched_for_shards(*, is_on_cpu: bool) -> Iterator[list[str]]:
 def _check_sharding(accelerator: Accelerator, passed_over: list[str]) -> None:
     """Refuses a launcher's wish for shards, and says where it is passed over."""
     for method in passed_over:
-        told = "launch: %s works on accelerators alone; the model is replicated on each of %d rank(s)."
-        logger.warning(told, method, accelerator.num_processes)
+        _say_passed_over(method, accelerator.num_processes)
     for method, variable in SHARDING.items():
         if accelerator.distributed_type.value == method.upper():
             raise DistributedError(
                 f"launch: {method} is not offered yet, got {variable}=true. Launch with --multi_gpu; models are "
                 f"replicated on each rank."
             )
+
+
+@cache
+def _say_passed_over(method: str, world_size: int) -> None:
+    """Says it once: a script may ask for several accelerators."""
+    told = "launch: %s works on accelerators alone; the model is replicated on each of %d rank(s)."
+    logger.warning(told, method, world_size)
 
 
 def _agree_on_group(args: TrainingArguments) -> None:
