@@ -168,7 +168,7 @@ def drive(examples, phases=tuple(Phase), **members):
 
 def test_every_start_does_what_the_model_of_the_loop_says(server, bits, more):
     assert len(bits) == 2 * LAST
-    drive(12 + more // 4, server=server, bits=bits)
+    drive(12 + more // 10, server=server, bits=bits)
 
 
 def test_a_weight_that_does_not_come_back_is_found(server, bits):

@@ -12,7 +12,7 @@ or, with one test a promise:
 
 The plugin runs as an installed one would, alone: it gets an entry point for the time of the check when it has none, and
 all others are blocked. What is promised stands in `PROMISES`. `tiny_model`, `tiny_dataset` and `run` serve tests of
-your own.
+your own. `trainer_core.testing.crash` kills its run at every system call.
 """
 
 from __future__ import annotations
