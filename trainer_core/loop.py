@@ -221,6 +221,7 @@ class Loop:
         """Logs the summary of training, brings back the best model, and tells that training is over."""
         self.saves.announce()
         self.stepper.guard.settle()
+        self.boundary.mark()
         finish(self.trainer, self)
         if self.trainer.finished is None:
             self.bus.tell("on_train_end", trainer=self.trainer)

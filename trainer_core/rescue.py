@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from trainer_core.phases import Phase
+from trainer_core.phases import AT_WORK, Phase
 from trainer_core.state import Saving
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def rescue(loop: Loop, error: BaseException) -> None:
     step = loop.state.global_step
     if not isinstance(error, Exception) or loop.phase is Phase.INIT or not loop.bus.listens("write_checkpoint"):
         return
-    if loop.phase not in _AT_WORK or step in (loop.tally.first_step, loop.state.last_save_step):
+    if not _has_last_weights(loop) or step in (loop.tally.first_step, loop.state.last_save_step):
         _note_newest(loop, error)
         return
     try:
@@ -36,7 +36,9 @@ def rescue(loop: Loop, error: BaseException) -> None:
         _note_newest(loop, error)
 
 
-_AT_WORK = (Phase.EPOCH, Phase.STEP, Phase.EVAL)
+def _has_last_weights(loop: Loop) -> bool:
+    """Tells whether the weights are those of the last update; at its end a run may bring the best ones back."""
+    return loop.phase in AT_WORK or (loop.phase is Phase.STOP and loop.trainer.loaded_best_from is None)
 
 
 def _unfit(loop: Loop) -> str:

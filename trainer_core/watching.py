@@ -14,7 +14,7 @@ import torch
 
 from trainer_core.connections import cut, regroup
 from trainer_core.errors import DistributedError
-from trainer_core.phases import Phase
+from trainer_core.phases import AT_WORK
 from trainer_core.watch import Watch
 from trainer_core.whereabouts import whereabouts
 
@@ -58,7 +58,7 @@ def reunite(loop: Loop, watch: Watch | None, error: BaseException) -> None:
     """
     if watch is None or loop.agreement.is_failing:
         return
-    is_together = isinstance(error, Exception) and loop.phase in _AT_WORK
+    is_together = isinstance(error, Exception) and loop.phase in AT_WORK
     watch.fail(f"{type(error).__name__}: {error}"[:1000], is_together=is_together)
     if not is_together or not watch.is_together:
         return
@@ -71,9 +71,6 @@ def reunite(loop: Loop, watch: Watch | None, error: BaseException) -> None:
     loop.agreement.is_failing = len(set(steps)) == 1 and steps[0] is not None
     if not loop.agreement.is_failing:
         error.add_note(f"the ranks have no step boundary in common: after steps {steps}")
-
-
-_AT_WORK = (Phase.EPOCH, Phase.STEP, Phase.EVAL)
 
 
 def _join(watch: Watch, host: str, port: int, token: str) -> str:

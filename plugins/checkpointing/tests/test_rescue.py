@@ -79,7 +79,7 @@ class Parts:
         self.traps["collator"].step_on()
         return self.small.augmenting_collator(samples)
 
-    def trainer(self, folder, *plugins):
+    def trainer(self, folder, *plugins, **options):
         trainer = self.small.trainer(
             folder,
             *plugins,
@@ -87,7 +87,7 @@ class Parts:
             dataset=Falling(self.small.Augmented(22), self.traps["item"]),
             collator=self.collate,
             eval_dataset=self.small.Augmented(10),
-            **OPTIONS,
+            **{**OPTIONS, **options},
         )
         trainer.compute_metrics = metric_of(self.traps["metric"])
         return trainer
@@ -151,6 +151,23 @@ def test_a_plugin_that_fails_loses_no_update_and_no_row(hook, small, tmp_path, w
         failing.train()
     assert caught.value.__notes__[0] == f"raised in plugin 'raising', hook {hook}"
     assert caught.value.__notes__[-1].endswith(f"checkpoint-{saved}")
+    goes_on_the_same(small, tmp_path / "run", whole, assert_same)
+
+
+@pytest.mark.parametrize("hook", ["on_log", "on_train_end"])
+def test_a_plugin_that_fails_at_the_end_loses_no_update_and_no_row(hook, small, tmp_path, whole, assert_same):
+    class Failing:
+        name = "failing"
+
+    def act(self, trainer):
+        if "train_runtime" in trainer.state.log_history[-1]:
+            raise LookupError("the user's own")
+
+    setattr(Failing, hook, act)
+    failing = Parts(small).trainer(tmp_path / "run", Failing(), save_strategy="no")
+    with pytest.raises(LookupError) as caught:
+        failing.train()
+    assert caught.value.__notes__[-1].endswith(f"checkpoint-{LAST}")
     goes_on_the_same(small, tmp_path / "run", whole, assert_same)
 
 
