@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from trainer_core.errors import CheckpointError
 from trainer_core.phases import AT_WORK, Phase
 from trainer_core.state import Saving
 
@@ -23,7 +24,7 @@ def rescue(loop: Loop, error: BaseException) -> None:
     step = loop.state.global_step
     if not isinstance(error, Exception) or loop.phase is Phase.INIT or not loop.bus.listens("write_checkpoint"):
         return
-    if not _has_last_weights(loop) or step in (loop.tally.first_step, loop.state.last_save_step):
+    if not _is_at_boundary(loop, error) or step in (loop.tally.first_step, loop.state.last_save_step):
         _note_newest(loop, error)
         return
     try:
@@ -36,9 +37,14 @@ def rescue(loop: Loop, error: BaseException) -> None:
         _note_newest(loop, error)
 
 
-def _has_last_weights(loop: Loop) -> bool:
-    """Tells whether the weights are those of the last update; at its end a run may bring the best ones back."""
-    return loop.phase in AT_WORK or (loop.phase is Phase.STOP and loop.trainer.loaded_best_from is None)
+def _is_at_boundary(loop: Loop, error: BaseException) -> bool:
+    """Tells whether the last update's state is there: in its last phase a run may have brought the best weights back.
+
+    What fails in that phase may also be the save of that update, which was begun before.
+    """
+    if loop.phase is Phase.STOP:
+        return loop.trainer.loaded_best_from is None and not isinstance(error, CheckpointError)
+    return loop.phase in AT_WORK
 
 
 def _unfit(loop: Loop) -> str:
