@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "trainer_core"
 LAYERS = [
     # settings, state and the table; no torch
-    "errors files phases state batching cadence settings plan untrusted",
+    "errors files phases state batching cadence settings plan",
     # the declaration of hooks; data and optimizer; what a step is made of
     "hookspecs data optim activations best collection guard loss memory meter metrics modes ordering process ranks"
-    " buckets connections lifeline rendezvous verdicts watch whereabouts tally tensors weights",
+    " buckets connections lifeline rendezvous verdicts watch whereabouts tally weights",
     # one update, one evaluation, the bus, the plan and the journal
     "step splitting criterion saves evaluate bus callbacks journal ownership planning rehearsal results snapshot"
     " summary plugin_states agreement boundary closing rescue watching",

@@ -67,25 +67,9 @@ if TYPE_CHECKING:
     from trainer_core.settings.section import Section as Section
     from trainer_core.state import Saving as Saving
     from trainer_core.state import TrainerState as TrainerState
-    from trainer_core.tensors import read_shapes as read_shapes
-    from trainer_core.tensors import read_tensors as read_tensors
     from trainer_core.trainer import Trainer as Trainer
     from trainer_core.trainer import TrainOutput as TrainOutput
-    from trainer_core.untrusted import MAX_JSON_BYTES as MAX_JSON_BYTES
-    from trainer_core.untrusted import MAX_JSON_VALUES as MAX_JSON_VALUES
-    from trainer_core.untrusted import Seal as Seal
-    from trainer_core.untrusted import check_memory as check_memory
-    from trainer_core.untrusted import check_seal as check_seal
-    from trainer_core.untrusted import check_size as check_size
-    from trainer_core.untrusted import count_values as count_values
-    from trainer_core.untrusted import parse_json as parse_json
-    from trainer_core.untrusted import read_bytes as read_bytes
-    from trainer_core.untrusted import read_json as read_json
     from trainer_core.variation import with_settings as with_settings
-    from trainer_core.weights import model_tensors as model_tensors
-    from trainer_core.weights import read_model as read_model
-    from trainer_core.weights import read_weight_shapes as read_weight_shapes
-    from trainer_core.weights import read_weights as read_weights
     from trainer_core.weights import write_model as write_model
 
 __version__ = "0.1.0"
@@ -101,8 +85,6 @@ _HOMES: Final = {
     "HfArgumentParser": "settings.argument_parser",
     "Interval": "settings.section",
     "InvalidCheckpointError": "errors",
-    "MAX_JSON_BYTES": "untrusted",
-    "MAX_JSON_VALUES": "untrusted",
     "ModelError": "errors",
     "NonFiniteLossError": "errors",
     "OwnershipError": "errors",
@@ -111,7 +93,6 @@ _HOMES: Final = {
     "PluginError": "errors",
     "PredictionOutput": "evaluate",
     "Saving": "state",
-    "Seal": "untrusted",
     "Section": "settings.section",
     "SettingsError": "errors",
     "Side": "settings.change",
@@ -125,11 +106,7 @@ _HOMES: Final = {
     "TrainingArguments": "settings.arguments",
     "TransitionError": "errors",
     "best_metric_name": "best",
-    "check_memory": "untrusted",
-    "check_seal": "untrusted",
-    "check_size": "untrusted",
     "closing_state": "closing",
-    "count_values": "untrusted",
     "default_data_collator": "data.collation",
     "greater_is_better": "settings.names",
     "hookimpl": "hookspecs",
@@ -140,17 +117,8 @@ _HOMES: Final = {
     "mask_text": "settings.secrecy",
     "metric_names": "rehearsal",
     "missing_metric": "best",
-    "model_tensors": "weights",
     "owned": "ownership",
-    "parse_json": "untrusted",
     "printable": "errors",
-    "read_bytes": "untrusted",
-    "read_json": "untrusted",
-    "read_model": "weights",
-    "read_shapes": "tensors",
-    "read_tensors": "tensors",
-    "read_weight_shapes": "weights",
-    "read_weights": "weights",
     "replace_file": "files",
     "with_settings": "variation",
     "write_model": "weights",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import random
@@ -17,9 +18,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from trainer_core import Signal, Trainer, TrainingArguments
+from trainer_core import InvalidCheckpointError, Signal, Trainer, TrainingArguments
 from trainer_core.data.collation import default_data_collator
 from trainer_core_checkpointing import files
+from trainer_core_checkpointing.manifest import FileEntry
 
 ROWS, EVAL_ROWS = 22, 10
 
@@ -255,3 +257,21 @@ def disk(monkeypatch):
         return faulty
 
     return put
+
+
+@pytest.fixture(scope="session")
+def seal_of():
+    """Gives the function that gives what the manifest says of a file with some content."""
+    return lambda content, *, grows=False: FileEntry(len(content), hashlib.sha256(content).hexdigest(), grows)
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """Gives the function that gives the words in which a call refuses a file."""
+
+    def refused(function, *arguments, **options):
+        with pytest.raises(InvalidCheckpointError) as caught:
+            function(*arguments, **options)
+        return str(caught.value)
+
+    return refused

@@ -277,7 +277,8 @@ def test_a_secret_is_masked(small, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_the_model_alone_is_small_and_not_resumed_from(small, tmp_path):
-    from trainer_core import CheckpointError, read_model
+    from trainer_core import CheckpointError
+    from trainer_core_checkpointing.weights import read_model
 
     trainer = small.trainer(tmp_path, save_only_model=True, save_steps=9)
     trainer.train()

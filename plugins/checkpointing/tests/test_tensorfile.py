@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 from torch import nn
 
-from trainer_core import CheckpointError, model_tensors
+from trainer_core import CheckpointError
 from trainer_core_checkpointing import files, tensorfile
+from trainer_core_checkpointing.weights import model_tensors
 
 
 def write(path, tensors, metadata=None):
@@ -21,7 +22,7 @@ def write(path, tensors, metadata=None):
     assert path.stat().st_size == size
 
 
-@pytest.mark.parametrize("dtype", tensorfile.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", tensorfile.CODES, ids=str)
 def test_every_type_is_read_back_to_the_bit(dtype, tmp_path):
     raw = torch.randint(0, 2 if dtype is torch.bool else 100, (3, 16), dtype=torch.uint8)
     tensors = {"a": raw.view(dtype), "b": raw.view(dtype)[0, :1].reshape(()), "c": raw.view(dtype)[:0]}

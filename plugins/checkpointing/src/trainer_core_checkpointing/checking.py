@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer_core import read_weight_shapes
 from trainer_core_checkpointing.history import read_rows
 from trainer_core_checkpointing.layout import HISTORY, STATE, rank_name
 from trainer_core_checkpointing.manifest import Manifest, verify
 from trainer_core_checkpointing.schema import check_own, check_shared
 from trainer_core_checkpointing.tree import read_tree
+from trainer_core_checkpointing.weights import read_weight_shapes
 
 
 def check(path: Path) -> Manifest:

@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core import CheckpointError, closing_state, parse_json, read_bytes, replace_file
+from trainer_core import CheckpointError, closing_state, replace_file
 from trainer_core_checkpointing import files
 from trainer_core_checkpointing.history import plain_row
 from trainer_core_checkpointing.manifest import Manifest
 from trainer_core_checkpointing.schema import check_counters
 from trainer_core_checkpointing.tree import decode, encode
+from trainer_core_checkpointing.untrusted import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from trainer_core import Trainer

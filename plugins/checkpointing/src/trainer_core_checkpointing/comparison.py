@@ -9,11 +9,11 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from trainer_core import read_weights
 from trainer_core_checkpointing.checking import check
 from trainer_core_checkpointing.layout import STATE, rank_name
 from trainer_core_checkpointing.manifest import Manifest
 from trainer_core_checkpointing.tree import read_tree
+from trainer_core_checkpointing.weights import read_weights
 
 _Values: TypeAlias = dict[str, Any]
 """Tensors and plain values, by their places."""

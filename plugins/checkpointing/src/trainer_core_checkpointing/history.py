@@ -22,10 +22,11 @@ from typing import Any, Final
 
 import torch
 
-from trainer_core import CheckpointError, InvalidCheckpointError, Seal, count_values, parse_json, read_bytes
+from trainer_core import CheckpointError, InvalidCheckpointError
 from trainer_core_checkpointing import files
 from trainer_core_checkpointing.manifest import FileEntry
 from trainer_core_checkpointing.tree import decode, encode
+from trainer_core_checkpointing.untrusted import Seal, count_values, parse_json, read_bytes
 
 NAME: Final = ".history.jsonl"
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)

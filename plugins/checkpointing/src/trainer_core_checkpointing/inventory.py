@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer_core import CheckpointError, read_json
+from trainer_core import CheckpointError
 from trainer_core_checkpointing import folder
 from trainer_core_checkpointing.checking import check
 from trainer_core_checkpointing.history import read_rows
 from trainer_core_checkpointing.layout import HISTORY, STATE
 from trainer_core_checkpointing.manifest import Manifest, look, read_manifest
+from trainer_core_checkpointing.untrusted import read_json
 
 
 @dataclass(frozen=True, slots=True)

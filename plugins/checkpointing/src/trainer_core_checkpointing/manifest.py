@@ -21,17 +21,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 
-from trainer_core import (
-    CheckpointError,
-    InvalidCheckpointError,
-    check_memory,
-    check_seal,
-    check_size,
-    parse_json,
-    read_bytes,
-)
+from trainer_core import CheckpointError, InvalidCheckpointError
 from trainer_core_checkpointing.layout import required_files
 from trainer_core_checkpointing.mistakes import Count, first_mistake
+from trainer_core_checkpointing.untrusted import check_memory, check_seal, check_size, parse_json, read_bytes
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = "trainer_core checkpoint"

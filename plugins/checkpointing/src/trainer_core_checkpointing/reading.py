@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainer_core import CheckpointError, InvalidCheckpointError, printable, read_model
+from trainer_core import CheckpointError, InvalidCheckpointError, printable
 from trainer_core_checkpointing import folder
 from trainer_core_checkpointing.agreement import agreed, on_main
 from trainer_core_checkpointing.checking import check
@@ -17,6 +17,7 @@ from trainer_core_checkpointing.layout import HISTORY, STATE, rank_name
 from trainer_core_checkpointing.manifest import MANIFEST, Manifest
 from trainer_core_checkpointing.schema import check_own, check_shared
 from trainer_core_checkpointing.tree import read_tree
+from trainer_core_checkpointing.weights import read_model
 from trainer_core_checkpointing.worldsize import read_own, read_position
 
 if TYPE_CHECKING:

@@ -19,27 +19,9 @@ import torch
 
 from trainer_core import CheckpointError
 from trainer_core_checkpointing.files import Piece
+from trainer_core_checkpointing.tensors import DTYPES
 
-DTYPES: Final[Mapping[torch.dtype, str]] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-}
+CODES: Final[Mapping[torch.dtype, str]] = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of torch's types."""
 _ALIGNED: Final = 8
 
@@ -81,7 +63,7 @@ def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _dtype(name: str, tensor: torch.Tensor) -> str:
-    dtype = DTYPES.get(tensor.dtype)
+    dtype = CODES.get(tensor.dtype)
     if dtype is None or tensor.layout is not torch.strided or tensor.is_quantized or sys.byteorder != "little":
         raise CheckpointError(
             f"{name}: safetensors holds no such tensor, got {tensor.dtype}, {tensor.layout}. "

@@ -22,17 +22,9 @@ from typing import Any, Final
 
 import torch
 
-from trainer_core import (
-    MAX_JSON_BYTES,
-    MAX_JSON_VALUES,
-    CheckpointError,
-    InvalidCheckpointError,
-    Seal,
-    count_values,
-    read_json,
-    read_shapes,
-    read_tensors,
-)
+from trainer_core import CheckpointError, InvalidCheckpointError
+from trainer_core_checkpointing.tensors import read_shapes, read_tensors
+from trainer_core_checkpointing.untrusted import MAX_JSON_BYTES, MAX_JSON_VALUES, Seal, count_values, read_json
 
 MAX_DEPTH: Final = 100
 """A deeper tree is refused, when written and when read."""

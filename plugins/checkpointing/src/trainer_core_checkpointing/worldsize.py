@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from trainer_core import CheckpointError, read_json
+from trainer_core import CheckpointError
 from trainer_core_checkpointing import random_states
 from trainer_core_checkpointing.layout import STATE, rank_name
 from trainer_core_checkpointing.tree import read_tree
+from trainer_core_checkpointing.untrusted import read_json
 
 if TYPE_CHECKING:
     from trainer_core import Trainer

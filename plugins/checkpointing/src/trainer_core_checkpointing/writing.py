@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_core import model_tensors, write_model
+from trainer_core import write_model
 from trainer_core_checkpointing import describe, disk, files, folder
 from trainer_core_checkpointing.agreement import agreed
 from trainer_core_checkpointing.content import Content, File, file_of_tensors, files_of_tree
@@ -25,6 +25,7 @@ from trainer_core_checkpointing.failures import WriteError, naming, together
 from trainer_core_checkpointing.history import History
 from trainer_core_checkpointing.layout import HISTORY, STATE, rank_name, split
 from trainer_core_checkpointing.manifest import MANIFEST, FileEntry, Manifest, checksum, files_in, manifest_text
+from trainer_core_checkpointing.weights import model_tensors
 
 if TYPE_CHECKING:
     from trainer_core import Trainer

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn, Protocol
 
-from trainer_core.errors import InvalidCheckpointError
+from trainer_core import InvalidCheckpointError
 
 MAX_JSON_BYTES: Final = 64 * 2**20
 """A larger JSON file is refused before it is read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 
@@ -13,9 +12,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from tests.test_untrusted import Seal, refusal, seal_of
 from trainer_core import InvalidCheckpointError
-from trainer_core.tensors import DTYPES, read_shapes, read_tensors
+from trainer_core_checkpointing.tensors import DTYPES, read_shapes, read_tensors
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
 
@@ -24,9 +22,13 @@ def bits(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), max_size=6))
+@given(
+    wanted=st.dictionaries(
+        st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), max_size=6
+    )
+)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_library_writes_comes_back(tmp_path, wanted):
+def test_whatever_the_library_writes_comes_back(tmp_path, wanted, seal_of):
     wanted.pop("__metadata__", None)
     tensors = {}
     for name, (code, shape) in wanted.items():
@@ -50,7 +52,9 @@ def test_each_tensor_has_memory_of_its_own(tmp_path):
 
 @given(place=st.integers(0, 199), value=st.integers(0, 255))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_changed_byte_is_found_by_the_seal_and_ends_in_our_error_without_one(tmp_path, place, value):
+def test_a_changed_byte_is_found_by_the_seal_and_ends_in_our_error_without_one(
+    tmp_path, place, value, refusal, seal_of
+):
     save_file({"a": torch.arange(4.0), "bb": torch.arange(3)}, tmp_path / "file")
     content = bytearray((tmp_path / "file").read_bytes())
     seal, place = seal_of(bytes(content)), place % len(content)
@@ -87,7 +91,7 @@ def packed(header, data=b""):
         b"\xff" * 32,
     ],
 )
-def test_what_the_library_refuses_is_refused_here(content, tmp_path):
+def test_what_the_library_refuses_is_refused_here(content, tmp_path, refusal):
     with pytest.raises(SafetensorError):
         load(content)
     (tmp_path / "file").write_bytes(content)
@@ -95,9 +99,9 @@ def test_what_the_library_refuses_is_refused_here(content, tmp_path):
         assert refusal(read, tmp_path / "file").startswith(f"{tmp_path / 'file'}: ")
 
 
-def test_a_seal_of_another_size_is_told_before_anything_is_read(tmp_path):
+def test_a_seal_of_another_size_is_told_before_anything_is_read(tmp_path, refusal, seal_of):
     save_file({"a": torch.zeros(3)}, tmp_path / "file")
-    seal = Seal(1, hashlib.sha256(b"x").hexdigest())
+    seal = seal_of(b"x")
     size = (tmp_path / "file").stat().st_size
     told = f"{tmp_path / 'file'}: is damaged, it has {size} bytes instead of 1. Use another checkpoint."
     assert refusal(read_tensors, tmp_path / "file", seal) == told

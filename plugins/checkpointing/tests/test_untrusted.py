@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-from dataclasses import dataclass
 
 import pytest
 
 from trainer_core import InvalidCheckpointError, printable
-from trainer_core.untrusted import (
+from trainer_core_checkpointing.untrusted import (
     CHUNK,
     check_memory,
     check_seal,
@@ -24,38 +22,21 @@ from trainer_core.untrusted import (
 )
 
 
-@dataclass
-class Seal:
-    size: int
-    sha256: str
-    grows: bool = False
-
-
-def seal_of(content, *, grows=False):
-    return Seal(len(content), hashlib.sha256(content).hexdigest(), grows)
-
-
 @pytest.fixture
 def file(tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(256)) * 10)
     return tmp_path / "file"
 
 
-def refusal(function, *arguments, **options):
-    with pytest.raises(InvalidCheckpointError) as caught:
-        function(*arguments, **options)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
-def test_what_fits_its_seal_is_given(size, tmp_path):
+def test_what_fits_its_seal_is_given(size, tmp_path, seal_of):
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     check_seal(tmp_path / "file", seal_of(content))
     assert read_bytes(tmp_path / "file", seal_of(content)) == content
 
 
-def test_a_file_that_may_grow_is_read_to_its_size_only(file):
+def test_a_file_that_may_grow_is_read_to_its_size_only(file, refusal, seal_of):
     content = file.read_bytes()
     with file.open("ab") as longer:
         longer.write(b"more")
@@ -66,7 +47,7 @@ def test_a_file_that_may_grow_is_read_to_its_size_only(file):
     assert refusal(check_size, file, seal_of(content)) == told
 
 
-def test_that_a_file_is_damaged_comes_before_what_was_found_in_it(file):
+def test_that_a_file_is_damaged_comes_before_what_was_found_in_it(file, refusal, seal_of):
     seal = seal_of(b'{"a": 1}')
     file.write_bytes(b'{"a": 2}')
 
@@ -81,7 +62,7 @@ def test_that_a_file_is_damaged_comes_before_what_was_found_in_it(file):
     assert refusal(look) == f"{file}: holds nonsense. Use another checkpoint."
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_found(file):
+def test_a_file_that_is_cut_while_it_is_read_is_found(file, refusal):
     def look():
         with opened(file) as content:
             content.read(2000)
@@ -91,7 +72,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_found(file):
     assert refusal(look) == f"{file}: is cut short, it has 2100 bytes. Use another checkpoint."
 
 
-def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, refusal):
     (tmp_path / "link").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -102,7 +83,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     assert "is no name of a file" in refusal(read_bytes, tmp_path / "a\0b")
 
 
-def test_a_file_beyond_a_limit_is_not_read(file, monkeypatch):
+def test_a_file_beyond_a_limit_is_not_read(file, monkeypatch, refusal):
     told = f"{file}: is too large, 2560 bytes, over 2559. Use another checkpoint."
     assert refusal(read_bytes, file, max_bytes=2559) == told
     monkeypatch.setattr(os, "sysconf", lambda name: 40)
@@ -127,7 +108,7 @@ def test_a_file_beyond_a_limit_is_not_read(file, monkeypatch):
         (b"[1,2,3]", "holds more than 3 values"),
     ],
 )
-def test_what_is_no_plain_json_is_refused(text, what, tmp_path):
+def test_what_is_no_plain_json_is_refused(text, what, tmp_path, refusal):
     assert refusal(parse_json, text, tmp_path / "x", 3 if what.startswith("holds") else 2**20).startswith(
         f"{tmp_path / 'x'}: {what}"
     )

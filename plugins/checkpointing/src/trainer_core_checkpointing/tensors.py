@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 
-from trainer_core.errors import InvalidCheckpointError
-from trainer_core.untrusted import Content, Seal, check_memory, opened, parse_json
+from trainer_core import InvalidCheckpointError
+from trainer_core_checkpointing.untrusted import Content, Seal, check_memory, opened, parse_json
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """The limit of the format."""
