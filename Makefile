@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-REQUIREMENTS := requirements-dev.txt examples/requirements.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
+REQUIREMENTS := requirements-dev.txt constraints-dev.txt examples/requirements.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: demo tweets test lint types unit crash bench bench-peers clean
 
