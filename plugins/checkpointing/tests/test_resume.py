@@ -55,7 +55,7 @@ def cuts(small, tmp_path, **made):
         folder = tmp_path / f"cut-{step}"
         first = small.trainer(folder, small.Cut(step), **made)
         first.train()
-        assert first.outcome == ("interrupted" if step < whole.state.max_steps else "completed")
+        assert first.outcome == "interrupted"
         again = small.trainer(folder, **made)
         again.train(resume_from_checkpoint=True)
         yield again, folder
@@ -69,8 +69,6 @@ def check(small, tmp_path, assert_same, evaluations, **made):
     for again, folder in runs:
         actual = small.outcome(again)
         actual["counters"]["last_save_step"] = None  # the cut is a save more
-        if again.finished is not None:  # what plugins learnt after the last save is of no use to a finished run
-            actual["patience"] = expected["patience"]
         assert_same(expected, actual, folder.name)
         assert evaluations(folder) == evaluations(tmp_path / "whole")
 
