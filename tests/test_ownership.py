@@ -146,5 +146,14 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(code, make_trai
     trainer.train()
     assert trainer.outcome == "completed"
     why = f"[Errno {code}] {os.strerror(code)}"
-    told = f"output_dir: its file system has no locks, {why}; another run in it is not noticed."
+    told = f"output_dir: its file system has no locks, {why}. See to it that no other run uses it."
     assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_a_lock_that_fails_for_another_reason_is_no_lock(make_trainer, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ownership.fcntl, "flock", fail)
+    with pytest.raises(SettingsError, match=r"cannot be written to, got .* \(\[Errno 5\] Input/output error"):
+        make_trainer().train()

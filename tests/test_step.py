@@ -412,7 +412,7 @@ class Hungry(Classifier):
 
 def test_a_batch_that_does_not_fit_is_split_and_gives_the_same_run(tmp_path, caplog):
     data = pairs(24)
-    with caplog.at_level(logging.WARNING, logger="trainer_core.step"):
+    with caplog.at_level(logging.WARNING, logger="trainer_core.splitting"):
         found = trained(tmp_path, Hungry(limit=2), data, per_device_train_batch_size=8, auto_find_batch_size=True)
     small = trained(tmp_path, Hungry(limit=8), data, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert torch.equal(weights_of(found.model), weights_of(small.model))

@@ -86,14 +86,14 @@ class Agreement:
 
     def _exchange(self) -> None:
         failure = self.loop.bus.failure
-        told = self.ranks.gather_objects((self.requests, "" if failure is None else repr(failure)))
+        mine, self.requests = self.requests, []  # a signal that comes from here on is told the next time
+        told = self.ranks.gather_objects((mine, "" if failure is None else repr(failure)))
         of_ranks = [requests for requests, _ in told]
         for rank, requests in enumerate(of_ranks):
             for request in requests:
                 is_common = all(request in others for others in of_ranks)
                 by = request.by if is_common else f"{request.by} (rank {rank})"
                 self.loop.request(request.signal, by=by, why=request.why, interrupt=request.interrupt)
-        self.requests = []
         failed = [(rank, text) for rank, (_, text) in enumerate(told) if text]
         if failed:
             self.is_failing = True

@@ -157,7 +157,11 @@ def loss_and_outputs(trainer: Trainer, model: nn.Module, inputs: Any, count: tor
 def own_loss_and_outputs(
     trainer: Trainer, model: nn.Module, inputs: Any, count: torch.Tensor | None
 ) -> tuple[Any, Any]:
-    """Does the same without asking the plugins."""
+    """Gives (mean loss, outputs) of a batch as `loss_and_outputs` does where no plugin answers.
+
+    Raises:
+        ModelError: there is no loss, or no labels to compute it with.
+    """
     factor = trainer.args.label_smoothing_factor
     if trainer.compute_loss_func is None and not factor:
         more = {"num_items_in_batch": count} if count is not None and takes_count(trainer.model) else {}

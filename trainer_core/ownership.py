@@ -6,6 +6,7 @@ when the process ends, in whatever way, so a run that was killed owns nothing; t
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -34,6 +35,9 @@ NAME: Final = ".owner.json"
 HANDOVER_SECONDS: Final = 2.0
 """How long a run waits for one that is just ending, as a restarted job does for the one that was killed."""
 
+
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+"""NFS without a lock daemon, Lustre mounted without flock."""
 
 _held: Final[set[int]] = set()
 
@@ -80,7 +84,12 @@ def _take(output_dir: Path) -> int | TrainerCoreError:
         descriptor = open_here(output_dir / NAME, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         return _unwritable(output_dir, error)
-    if not _locked(descriptor):
+    try:
+        is_ours = _locked(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        return _unwritable(output_dir, error)
+    if not is_ours:
         os.close(descriptor)
         problem = f"another run owns it, got {str(output_dir)!r} ({_owner(output_dir / NAME)})"
         return OwnershipError(f"output_dir: {problem}. Wait for it, or use another folder.")
@@ -110,8 +119,11 @@ def _locked(descriptor: int) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
-        except OSError as error:  # NFS without a lock daemon, Lustre mounted without flock
-            logger.warning("output_dir: its file system has no locks, %s; another run in it is not noticed.", error)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            told = "output_dir: its file system has no locks, %s. See to it that no other run uses it."
+            logger.warning(told, error)
             return True
         else:
             return True

@@ -93,7 +93,7 @@ LOWERED_ON_ENTRY: Final[Mapping[Phase, Signal]] = {
 """The signal that a phase serves, and so takes back when it is entered."""
 
 AT_WORK: Final = frozenset({Phase.EPOCH, Phase.STEP, Phase.EVAL})
-"""Phases in which an error leaves the last step boundary to be saved."""
+"""Phases in which an error leaves the last step boundary to be saved, on several ranks too."""
 
 
 def next_phase(phase: Phase, raised: Collection[Signal]) -> tuple[Phase, Signal]:

@@ -114,12 +114,10 @@ class Running:
 
     def _close(self) -> None:
         self.is_active = False
-        try:
-            if self.watch is not None:
-                self.watch.close()
-            self.loop.close()
-        finally:
-            self.undo.close()
+        self.undo.callback(self.loop.close)
+        if self.watch is not None:
+            self.undo.callback(self.watch.close)
+        self.undo.close()
 
     def _tell_all(self, hook: str, cause: BaseException | None, **context: Any) -> None:
         """Tells every plugin; where one fails at it, a run that failed before keeps its own error, with a note."""
@@ -150,8 +148,11 @@ class Running:
                 signal.signal(number, handler)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        """Serves a signal; a forked child (a dataloader worker) has inherited this and leaves it to the run."""
+        """Serves a signal; a forked child has inherited this: SIGTERM ends it, and others it leaves to the run."""
         if os.getpid() != self.process:
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         name, loop, before = signal.Signals(number).name, self.loop, self.signalled_at
         self.signalled_at = monotonic()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainer_core.bus import StepHooks
     from trainer_core.trainer import Trainer
 
-logger = logging.getLogger("trainer_core.step")
+logger = logging.getLogger("trainer_core.splitting")
 
 
 class SplittingStepper(Stepper):
@@ -32,7 +32,7 @@ class SplittingStepper(Stepper):
             parts = [part for inputs in window for part in split_batch(inputs, self.parts)]
             try:
                 return super().accumulate(parts, hooks, is_padded=is_padded)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or self.parts >= self.args.per_device_train_batch_size:
                     raise
             self.clear_gradients()

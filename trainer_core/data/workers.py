@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ def _held() -> Iterator[None]:
     if not _CAN_WAIT:
         yield
         return
+    resource_tracker.ensure_running()  # its start, which torch's queues bring about, would unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -33,8 +35,8 @@ def _held() -> Iterator[None]:
 
 
 def started(loader: Iterable[Any]) -> Iterator[Any]:
-    """Gives the iterator of a loader whose workers begin with `leave_signals`."""
-    with _held():
+    """Gives the iterator of a loader whose workers, if it has any, begin with `leave_signals`."""
+    with _held() if getattr(loader, "num_workers", 0) else nullcontext():
         return iter(loader)
 
 
@@ -58,7 +60,10 @@ def leave_signals(names: Sequence[str], worker: int) -> None:
 
 
 def _pass_over(number: int, frame: FrameType | None) -> None:
-    """Does nothing; what the worker starts gets the system's handler again, which it would not of SIG_IGN."""
+    """Does nothing; what the worker starts gets the system's handler again, which it would not of SIG_IGN.
+
+    SIGTERM is held back instead, and stays so in what the worker starts.
+    """
 
 
 def _end_when_told() -> None:
