@@ -15,6 +15,22 @@ def test_a_file_is_made_and_replaced(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("kind", ["a file", "a link", "a pipe"])
+def test_what_bears_the_name_of_the_new_file_goes_and_is_not_followed(tmp_path, kind):
+    (tmp_path / "mine").write_text("precious")
+    staged = tmp_path / f".a.json.{os.getpid()}"
+    if kind == "a file":
+        staged.write_text("left by a killed run, and longer")
+    elif kind == "a link":
+        staged.symlink_to(tmp_path / "mine")
+    else:
+        os.mkfifo(staged)
+    replace_file(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "mine"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, call):
     def failing(*args):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import BufferedWriter
 from pathlib import Path
 
 
@@ -46,7 +47,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with staged.open("wb") as file:
+        with _created(staged) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -54,3 +55,12 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         staged.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+def _created(path: Path) -> BufferedWriter:
+    """Opens a file that is new; what bears its name, left by a killed run or a link to elsewhere, goes first."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb")
