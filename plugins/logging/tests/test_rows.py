@@ -116,6 +116,19 @@ def test_a_link_or_pipe_in_place_of_the_file_is_refused_and_not_written_to(kind,
     assert not tmp_path.joinpath("outside").exists()
 
 
+def test_rows_are_not_moved_to_where_a_link_leads(tmp_path):
+    path, aside = tmp_path / "log.jsonl", tmp_path / "log-cut.jsonl"
+    path.write_text('{"step": 1}\n')
+    aside.symlink_to(tmp_path / "outside")
+    with pytest.raises(SettingsError) as caught:
+        RowFile().open(path, begins_again=True)
+    (problem,) = caught.value.problems
+    what = "cannot be opened (Too many levels of symbolic links)"
+    assert problem == f"logging.file: {what}, got {str(aside)!r}. Name another one, or None."
+    assert not tmp_path.joinpath("outside").exists()
+    assert path.read_text() == '{"step": 1}\n'
+
+
 def test_a_file_that_cannot_be_opened_is_told_before_training(train, tmp_path):
     tmp_path.joinpath("log.jsonl").mkdir()
     with pytest.raises(SettingsError) as caught:

@@ -62,14 +62,15 @@ class RowFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _opened(path)
+            if self._resumes:
+                self._continue(path, history, step)
+            elif begins_again:
+                self._set_aside(path, 0, "of a run that had saved nothing")
         except OSError as error:
+            where = str(error.filename or path)
             raise SettingsError(
-                [f"logging.file: cannot be opened ({error.strerror}), got {str(path)!r}. Name another one, or None."]
+                [f"logging.file: cannot be opened ({error.strerror}), got {where!r}. Name another one, or None."]
             ) from error
-        if self._resumes:
-            self._continue(path, history, step)
-        elif begins_again:
-            self._set_aside(path, 0, "of a run that had saved nothing")
         self._known, self._resumes = None, False
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -136,8 +137,8 @@ class RowFile:
         if size > offset:
             again = os.pread(self._file.fileno(), size - offset, offset)
             aside = path.with_name(f"{path.stem}-cut{path.suffix}")
-            with aside.open("ab") as file:
-                file.write(again)
+            with _opened(aside) as file:
+                _write(file, again)
             os.ftruncate(self._file.fileno(), offset)
             told = "%s: %d rows %s are moved to %s; what they tell of is done again."
             logger.info(told, path, again.count(b"\n"), which, aside.name)
@@ -156,7 +157,10 @@ def _opened(path: Path) -> FileIO:
 
 
 def _append(file: FileIO, rows: Iterable[Mapping[str, Any]]) -> None:
-    data = b"".join(_line(row) for row in rows)
+    _write(file, b"".join(_line(row) for row in rows))
+
+
+def _write(file: FileIO, data: bytes) -> None:
     while data:
         data = data[file.write(data) :]  # a disk that is nearly full takes a part; the rest raises
 
