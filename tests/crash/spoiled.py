@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,8 +39,34 @@ def forgetful(folder: Path, announce: Announce, **options: Any) -> dict[str, Any
         return runs.run(folder, announce, **options)
 
 
+def stuck(folder: Path, announce: Announce, **options: Any) -> dict[str, Any]:
+    """A run that never ends where a flush fails, and says nothing."""
+    fsync = os.fsync
+
+    def flush(descriptor: Any) -> None:
+        try:
+            fsync(descriptor)
+        except OSError:
+            time.sleep(3600)
+
+    with patch.object(os, "fsync", flush):
+        return runs.run(folder, announce, **options)
+
+
 def needy(folder: Path, announce: Announce, **options: Any) -> dict[str, Any]:
     """A run that begins only where its folder is not there yet."""
     if folder.exists():
         raise RuntimeError(f"{folder.name}: is there. Remove it.")
     return runs.run(folder, announce, **options)
+
+
+def dead() -> None:
+    """What dies when it is prepared."""
+    os._exit(3)
+
+
+@contextmanager
+def lingering() -> Iterator[None]:
+    """What does not end when it is asked to."""
+    yield
+    time.sleep(3600)

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.crash.loop_model import Checkpoint, Start, without_digests
 from tests.crash.scripted import LAST
 from trainer_core.testing.crash import findings
-from trainer_core.testing.crash.server import Job
-from trainer_core.testing.crash.supervisor import Plan
+from trainer_core.testing.crash.server import Ended, Job
+from trainer_core.testing.crash.supervisor import Account, Plan
 
 pytestmark = pytest.mark.usefixtures("sees_all_calls")
 
@@ -87,6 +87,7 @@ class Machine(RuleBasedStateMachine):
     def start(self, script, plan=Plan()):  # noqa: B008 # frozen
         ended = self.server.run(Job(self.target, self.folder, {"script": script, **self.options}, plan))
         trace = told(ended)
+        assert ended.account.ending != "hung", trace
         if ended.result is None and not trace:
             return  # killed before it began
         if self.is_over is not False and not trace:
@@ -174,3 +175,12 @@ def test_every_start_does_what_the_model_of_the_loop_says(server, bits, more):
 def test_a_weight_that_does_not_come_back_is_found(server, bits):
     with pytest.raises(AssertionError, match=r"^step "):
         drive(12, [Phase.generate], server=server, bits=bits, target="tests.crash.scripted:forgetful")
+
+
+def test_a_start_that_hangs_is_found():
+    class Hanging:
+        def run(self, job):
+            return Ended(Account(ending="hung"))
+
+    with pytest.raises(AssertionError, match="'hung'"):
+        drive(1, [Phase.generate], server=Hanging(), bits={})

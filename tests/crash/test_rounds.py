@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import signal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer_core.testing.crash.calls import RENAMES, WRITES, Call
+from trainer_core.testing.crash import server as fork_server
+from trainer_core.testing.crash.calls import FLUSHES, RENAMES, WRITES, Call
 from trainer_core.testing.crash.disk_model import Disk, contents_alone, names_alone, nothing
-from trainer_core.testing.crash.server import Job, Server
-from trainer_core.testing.crash.supervisor import Plan
+from trainer_core.testing.crash.rounds import Figures, Rounds
+from trainer_core.testing.crash.server import Ended, Job, Server
+from trainer_core.testing.crash.supervisor import Account, Plan
 
 WATCHED = pytest.mark.usefixtures("sees_all_calls")
 
@@ -31,6 +35,10 @@ def write_tensors(folder, announce):
     folder.mkdir()
     torch._C.PyTorchFileWriter(str(folder / "by_c++")).write_end_of_file()
     save_file({"a": torch.ones(8)}, folder / "by_rust")
+
+
+def warn(folder, announce):
+    logging.getLogger("trainer_core").warning("careful")
 
 
 @pytest.fixture
@@ -94,6 +102,10 @@ def test_compiled_libraries_are_seen(server, tmp_path):
     assert [call.paths[1] for call in ended.account.calls if call.name in RENAMES] == ["by_rust"]
 
 
+def test_a_warning_says_that_it_is_one_without_any_plugin(server, tmp_path):
+    assert server.run(Job(f"{__name__}:warn", tmp_path / "run")).said == "WARNING trainer_core: careful\n"
+
+
 def test_without_the_kernel_a_process_watches_itself(tmp_path):
     server = Server(watches="python")
     try:
@@ -107,16 +119,27 @@ def test_without_the_kernel_a_process_watches_itself(tmp_path):
         server.close()
 
 
+def test_a_server_that_dies_is_told_with_its_exit_code():
+    with pytest.raises(RuntimeError) as caught:
+        Server("tests.crash.spoiled:dead")
+    assert str(caught.value) == "fork server: it died, got exit code 3. Read what it wrote to stderr."
+
+
+def test_a_server_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(fork_server, "END_SECONDS", 0.1)
+    server = Server("tests.crash.spoiled:lingering")
+    server.close()
+    assert server.process.returncode == -signal.SIGKILL
+
+
 @WATCHED
 def test_a_kernel_that_refuses_is_told(monkeypatch):
-    from trainer_core.testing.crash import server
-
     def refused():
         raise OSError(1, "seccomp is refused, Operation not permitted")
 
-    assert server.why_not_watched() == ""
-    monkeypatch.setattr(server.seccomp, "install", refused)
-    assert server.why_not_watched() == "[Errno 1] seccomp is refused, Operation not permitted"
+    assert fork_server.why_not_watched() == ""
+    monkeypatch.setattr(fork_server.seccomp, "install", refused)
+    assert fork_server.why_not_watched() == "[Errno 1] seccomp is refused, Operation not permitted"
 
 
 def test_a_memory_that_is_not_brought_back_is_found(rounds):
@@ -131,6 +154,32 @@ def test_a_run_that_needs_a_person_is_found(rounds):
     problems = rounds("smallest", "tests.crash.spoiled:needy").killed(Plan("kill", 20))
     assert len(problems) == 1
     assert "a person is needed: RuntimeError: " in problems[0]
+
+
+@WATCHED
+def test_a_run_that_hangs_at_a_fault_is_found(rounds):
+    runs = rounds("smallest", "tests.crash.spoiled:stuck")
+    first = next(at for at, call in runs.numbered() if call.name in FLUSHES)
+    problems = runs.disturbed(Plan("fail", first, errno=errno.EIO, patience_seconds=3.0))
+    assert [problem.rpartition(": ")[2] for problem in problems] == ["it hangs"]
+
+
+@WATCHED
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda runs: runs.disturbed(Plan("fail", 1, errno=errno.EIO)),
+        lambda runs: runs.killed(Plan("kill", 1)),
+        lambda runs: runs.power_cut(1, nothing),
+        lambda runs: runs.resumed_when_finished(),
+    ],
+)
+def test_a_start_that_hangs_is_found(server, tmp_path, monkeypatch, cut):
+    runs = Rounds(server, "run", tmp_path, Figures(), target="tests.crash.runs:run", options={"name": "smallest"})
+    assert runs.disk
+    monkeypatch.setattr(server, "run", lambda job: Ended(Account(ending="hung")))
+    assert cut(runs)[0].endswith(": it hangs")
+    assert runs.figures.failures == 1
 
 
 @WATCHED

@@ -78,8 +78,8 @@ class Rounds:
     def whole(self) -> tuple[Ended, dict[str, Any]]:
         """The run that nobody kills, with the bytes of its calls, and what is in its folder."""
         ended = self.start(self.kept, Plan(records=True))
-        if ended.error:
-            raise RuntimeError(f"{self.name}: the run that nobody kills fails.\n{ended.error}")
+        if ended.result is None:
+            raise RuntimeError(f"{self.name}: the run that nobody kills fails.\n{ended.error or 'It hangs.'}")
         return ended, findings.content(self.kept)
 
     @cached_property
@@ -118,7 +118,7 @@ class Rounds:
         self.figures.starts += 1
         ended = self.server.run(replace(self.job, folder=folder, plan=plan))
         self.figures.kills += ended.account.ending == "killed"
-        self.figures.faults += ended.account.acted is not None and ended.account.ending == "ended"
+        self.figures.faults += ended.account.acted is not None and ended.account.ending != "killed"
         return ended
 
     def killed(self, *plans: Plan) -> list[str]:
@@ -187,7 +187,7 @@ class Rounds:
         problems = [*_broken(folder, announced)]
         ended = self.start(folder, Plan())
         problems += self._of_a_start(ended, max(map(findings.step_of, announced), default=0), is_last=True)
-        problems += [] if ended.error else self.of_the_end(ended, folder)
+        problems += [] if ended.result is None else self.of_the_end(ended, folder)
         shutil.rmtree(folder, ignore_errors=True)
         return self._failed(f"power cut before call {at}, {self.account.calls[at - 1]}", problems)
 
@@ -208,7 +208,7 @@ class Rounds:
             problems.append("nothing is said")
         again = self.start(folder, Plan())
         problems += self._of_a_start(again, max(map(findings.step_of, announced), default=0), is_last=True)
-        if not again.error:
+        if again.result is not None:
             problems += self.of_the_end(again, folder, told=ended.said)
         shutil.rmtree(folder, ignore_errors=True)
         return self._failed(f"{plan.action} with {errorcode.get(plan.errno)} at {plan.at}, {account.acted}", problems)
@@ -220,13 +220,14 @@ class Rounds:
         self.figures.points += 1
         self.figures.rounds += 1
         ended = self.start(folder, Plan())
-        if ended.error:
-            return [ended.error]
-        did = ended.result["did"]
-        problems = [f"trains {did['updates']}"] if did["updates"] else []
-        problems += [f"saves {did['saves']}"] if did["saves"] else []
-        problems += list(findings.differences(before, findings.content(folder), "the folder"))
-        return problems + list(findings.differences(self.whole[0].result["end"], ended.result["end"], "the run"))
+        problems = list(self._of_a_start(ended, 0, is_last=True))
+        if ended.result is not None:
+            did = ended.result["did"]
+            problems += [f"trains {did['updates']}"] if did["updates"] else []
+            problems += [f"saves {did['saves']}"] if did["saves"] else []
+            problems += findings.differences(before, findings.content(folder), "the folder")
+            problems += findings.differences(self.whole[0].result["end"], ended.result["end"], "the run")
+        return self._failed("resumed when it was finished", problems)
 
     def points(self) -> list[Plan]:
         """Gives a plan for each place at which a run can be killed: before each call, and in the middle of writes."""
@@ -263,11 +264,14 @@ def _alive(calls: Sequence[Call]) -> tuple[str, ...]:
 def _is_silent(ended: Ended, plan: Plan) -> bool:
     """Tells whether a run ended well and without a word after a call failed."""
     is_told = re.search("^(WARNING|ERROR) ", ended.said, re.MULTILINE) is not None
-    return plan.action == "fail" and not ended.error and not is_told
+    return plan.action == "fail" and ended.result is not None and not is_told
 
 
 def _of_a_fault(ended: Ended, plan: Plan, folder: Path) -> Iterator[str]:
     """Gives what is wrong with the way a run took a call that failed."""
+    if ended.account.ending != "ended":
+        yield "it hangs" if ended.account.ending == "hung" else "it kills itself"
+        return
     if ended.account.acted is None:
         yield "no such call was made"
     last = ended.error.strip().splitlines()[-1:]

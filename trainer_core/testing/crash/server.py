@@ -9,6 +9,7 @@ import array
 import gc
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,11 +22,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 from trainer_core.testing.crash import calls, hooks, seccomp
 from trainer_core.testing.crash.supervisor import Account, Plan, supervise, wait_for
 from trainer_core.testing.crash.watched import ANNOUNCEMENTS
+
+END_SECONDS: Final = 30.0
+"""A server that takes longer to end is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Server:
         watches: "seccomp", "python", or "" for the best that works here.
 
     Raises:
-        RuntimeError: it cannot be prepared.
+        RuntimeError: it cannot be prepared, or died; `run` raises it too.
     """
 
     def __init__(self, prepares: str = "", options: Mapping[str, Any] = {}, *, watches: str = "") -> None:
@@ -83,8 +87,7 @@ class Server:
         self.process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self.connection = Connection(mine.detach())
-        self.connection.send((prepares, dict(options), watches))
-        self.watches, self.why_not, error = self.connection.recv()
+        self.watches, self.why_not, error = self._ask((prepares, dict(options), watches))
         if error:
             self.close()
             raise RuntimeError(f"fork server: it cannot be prepared.\n{error}")
@@ -97,14 +100,26 @@ class Server:
 
     def run(self, job: Job) -> Ended:
         """Runs a job to its end."""
-        self.connection.send(job)
-        ended: Ended = self.connection.recv()
+        ended: Ended = self._ask(job)
         return ended
 
     def close(self) -> None:
-        """Ends the server."""
+        """Ends the server, by a kill where it does not end by itself."""
         self.connection.close()
-        self.process.wait(30)
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _ask(self, what: object) -> Any:
+        try:
+            self.connection.send(what)
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.close()
+            code = f"got exit code {self.process.returncode}"
+            raise RuntimeError(f"fork server: it died, {code}. Read what it wrote to stderr.") from error
 
 
 def why_not_watched() -> str:
@@ -199,7 +214,7 @@ def _reaped(pid: int) -> Iterator[None]:
 
 def _watch(pid: int, mine: socket.socket, job: Job, watches: str) -> Account:
     if watches != "seccomp":
-        return wait_for(pid, job.plan.kill_after_seconds)
+        return wait_for(pid, job.plan)
     listener, why_not = _receive_descriptor(mine)
     if listener is None:
         raise OSError(why_not)
@@ -218,6 +233,8 @@ def _child(job: Job, watches: str, files: dict[str, int], theirs: socket.socket)
     try:
         for stream in (1, 2):
             os.dup2(files["said"], stream)
+        if logging.lastResort is not None:  # warnings say that they are, also where no plugin sets a format
+            logging.lastResort.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         announce = _announcing(files[ANNOUNCEMENTS])
         if watches == "seccomp":
             _ask_from_now_on(theirs)

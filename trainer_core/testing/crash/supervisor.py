@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from trainer_core.testing.crash import seccomp
 from trainer_core.testing.crash.calls import FLUSHES, WRITES, Call
@@ -17,8 +17,6 @@ from trainer_core.testing.crash.seccomp import Question
 from trainer_core.testing.crash.watched import Watched
 
 Action = Literal["nothing", "kill", "kill in the middle", "fail", "shorten"]
-PATIENCE_SECONDS: Final = 120.0
-"""A watched process that takes longer hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,7 @@ class Plan:
         errno: of a call that fails.
         lasts: every later call that could fail for the same reason fails too.
         kill_after_seconds: kill it at this instant, whatever it does; None for never.
+        patience_seconds: a process that takes longer hangs.
         records: note the bytes of writes.
         flushes: make the flushes it asks for; without, they are answered at once, which no kill can tell apart.
     """
@@ -40,8 +39,16 @@ class Plan:
     errno: int = 0
     lasts: bool = False
     kill_after_seconds: float | None = None
+    patience_seconds: float = 120.0
     records: bool = False
     flushes: bool = False
+
+    @property
+    def limit(self) -> tuple[float, Literal["killed", "hung"]]:
+        """After how many seconds the process is killed, and how it has ended then."""
+        if self.kill_after_seconds is None:
+            return self.patience_seconds, "hung"
+        return self.kill_after_seconds, "killed"
 
     def at_call(self, number: int) -> Plan:
         """Gives the same for another call."""
@@ -73,14 +80,14 @@ def supervise(pid: int, listener: int, folder: Path, plan: Plan) -> Account:
         os.close(listener)
 
 
-def wait_for(pid: int, kill_after_seconds: float | None) -> Account:
+def wait_for(pid: int, plan: Plan) -> Account:
     """Waits for a process that nobody watches."""
     descriptor, account = os.pidfd_open(pid), Account()
-    limit = PATIENCE_SECONDS if kill_after_seconds is None else kill_after_seconds
+    seconds, ending = plan.limit
     try:
-        if not select.select([descriptor], [], [], limit)[0]:
+        if not select.select([descriptor], [], [], seconds)[0]:
             os.kill(pid, signal.SIGKILL)
-            account.ending = "hung" if kill_after_seconds is None else "killed"
+            account.ending = ending
         status = os.waitpid(pid, 0)[1]
         if account.ending == "ended" and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
             account.ending = "killed"  # by itself, as a process does that watches itself
@@ -98,15 +105,15 @@ class _Supervisor:
         self.number = 0
 
     def run(self) -> Account:
-        poll, plan = select.poll(), self.plan
+        poll = select.poll()
         poll.register(self.listener, select.POLLIN)
         poll.register(self.watched.pidfd, select.POLLIN)
-        limit = PATIENCE_SECONDS if plan.kill_after_seconds is None else plan.kill_after_seconds
-        deadline = time.monotonic() + limit
+        seconds, ending = self.plan.limit
+        deadline = time.monotonic() + seconds
         while True:
             ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if not ready:
-                self.kill("hung" if plan.kill_after_seconds is None else "killed")
+                self.kill(ending)
             if self.watched.pidfd in ready or self.account.ending != "ended":
                 os.waitpid(self.watched.pid, 0)
                 return self.account
