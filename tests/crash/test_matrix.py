@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from trainer_core import Section
 from trainer_core.testing import ConformanceError
-from trainer_core.testing.crash import crash_matrix
+from trainer_core.testing.crash import crash_matrix, matrix, seccomp
+from trainer_core.testing.crash.supervisor import Plan
 
 WATCHED = pytest.mark.usefixtures("sees_all_calls")
 
@@ -59,6 +63,28 @@ class Untidy(Counting):
             file.write("here\n")
 
 
+class Stuck(Counting):
+    """Warns when its file cannot be written, and never comes back."""
+
+    def on_step_end(self, trainer):
+        try:
+            Path(trainer.args.output_dir, "mine.txt").write_text("here\n")
+        except OSError:
+            logging.getLogger("trainer_core.stuck").warning("the disk is full")
+            time.sleep(3600)
+
+
+class Unwatched(Counting):
+    """Makes of its process one that the kernel lets nobody watch."""
+
+    def on_train_begin(self, trainer):
+        seccomp.install = refused
+
+
+def refused():
+    raise OSError(errno.EPERM, "seccomp is refused")
+
+
 class Failing(Counting):
     """Works nowhere."""
 
@@ -89,6 +115,28 @@ def test_a_plugin_that_needs_a_person_after_a_kill_is_found():
         crash_matrix(Untidy, kinds=["kills"], sample=4)
 
 
+@WATCHED
+def test_a_plugin_that_hangs_at_a_full_disk_is_found_though_it_warned(monkeypatch):
+    monkeypatch.setattr(matrix, "FAULTS", [Plan("fail", errno=errno.ENOSPC, lasts=True, patience_seconds=4.0)])
+    with pytest.raises(ConformanceError, match=r"^Stuck: fail with ENOSPC at .*: it hangs$"):
+        crash_matrix(Stuck, kinds=["faults"], sample=1)
+
+
+@WATCHED
+def test_the_matrix_works_without_a_file_of_rows():
+    assert crash_matrix(Counting, flat={"logging": None}, kinds=["faults"], sample=4).failures == 0
+
+
+def test_where_no_process_can_be_watched_power_cuts_are_refused():
+    with pytest.raises(RuntimeError, match=r"seccomp is refused. Leave 'power cuts' out of `kinds`\.$"):
+        crash_matrix(Unwatched)
+
+
+def test_where_no_process_can_be_watched_it_is_killed_and_failed_at_calls_of_python():
+    figures = crash_matrix(Unwatched, kinds=["kills", "faults"], sample=3)
+    assert (figures.points, figures.kills, figures.faults) == (1 + 3 + 3, 3, 3)
+
+
 def test_a_plugin_that_fails_when_nobody_kills_it_is_told_with_its_error():
     with pytest.raises(RuntimeError, match=r"(?s)it cannot be prepared.*LookupError: works nowhere"):
         crash_matrix(Failing)
@@ -103,8 +151,9 @@ def test_a_class_that_no_other_process_can_find_is_refused():
 
 
 def test_a_kind_that_is_not_there_is_refused():
-    with pytest.raises(ConformanceError, match=r"kinds: is 'kill'.* kills, faults, power cuts"):
+    with pytest.raises(ConformanceError) as caught:
         crash_matrix(Counting, kinds=["kill"])
+    assert str(caught.value) == "crash_matrix.kinds: is no kind, got 'kill'. Use kills, faults, power cuts."
 
 
 @WATCHED

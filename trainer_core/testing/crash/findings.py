@@ -33,14 +33,16 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Gives all that must be the same: each file of each checkpoint, and the logged rows, without times."""
+    """Gives all that must be the same, without times: each file of each checkpoint, and the file of rows if any."""
     kept: dict[str, Any] = {}
     for name in checkpoints(folder):
         try:
             kept[name] = _checkpoint(folder / name)
         except (OSError, ValueError, KeyError) as error:
             kept[name] = f"not whole, {error!r}"
-    return {"checkpoints": kept, "leftovers": leftovers(folder), "rows": _rows((folder / "log.jsonl").read_bytes())}
+    log = folder / "log.jsonl"
+    rows = _rows(log.read_bytes()) if log.is_file() else None
+    return {"checkpoints": kept, "leftovers": leftovers(folder), "rows": rows}
 
 
 def flaws(checkpoint: Path) -> Iterator[str]:

@@ -116,7 +116,7 @@ def crash_matrix(
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise ConformanceError([f"crash_matrix.kinds: is {kind!r}, which is no kind. Use {', '.join(KINDS)}."])
+            raise ConformanceError([f"crash_matrix.kinds: is no kind, got {kind!r}. Use {', '.join(KINDS)}."])
     options = {"plugin": _place_of(plugin_type), "settings": settings, "flat": flat}
     figures, problems = Figures(), []
     with TemporaryDirectory() as folder, Server(f"{__name__}:prepared", options) as server:
