@@ -63,9 +63,11 @@ def test_a_connection_that_falls_silent_fails_in_passing(hub, monkeypatch):
 
 
 def test_a_limit_that_the_user_has_set_stays(hub):
-    get_session().timeout = 7.0
-    hub_api("hf_writer")
-    assert get_session().timeout.read == 7.0
+    session, none = get_session(), dict.fromkeys(("connect", "read", "write", "pool"))
+    for given in ({"read": 7.0}, {"connect": 5.0, "write": 6.0}, dict.fromkeys(none, 8.0)):
+        session.timeout = type(session.timeout)(**none | given)
+        hub_api("hf_writer")
+        assert session.timeout.as_dict() == dict.fromkeys(none, 300.0) | given
     close_session()
 
 

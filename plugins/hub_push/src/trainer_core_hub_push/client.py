@@ -18,7 +18,10 @@ _TRANSIENT: Final = frozenset({408, 409, 429})
 _SERVER: Final = 500
 _MASK: Final = "***"
 SILENCE_SECONDS: Final = 300.0
-"""How long a connection may be silent before it counts as failed; longer than the Hub takes for any answer."""
+"""How long a connection may be silent before it counts as failed; longer than the Hub takes for any answer.
+
+Files that `hf_xet` moves go over connections of its own, which this does not reach.
+"""
 
 
 def endpoint_in_use(endpoint: str | None = None) -> str:
@@ -49,12 +52,14 @@ def hub_api(token: str | None = None, endpoint: str | None = None) -> HfApi:
 
 
 def _end_silence() -> None:
-    """Sets a limit to the silence of connections where nobody did: the library, whose session all share, sets none."""
+    """Sets those limits of connections that nobody set: the library, whose session all share, sets none."""
     from huggingface_hub import get_session
 
     session = get_session()
-    if session.timeout.read is None:
-        session.timeout = SILENCE_SECONDS
+    limits = session.timeout.as_dict()
+    if None in limits.values():
+        all_of_them = {name: SILENCE_SECONDS if limit is None else limit for name, limit in limits.items()}
+        session.timeout = type(session.timeout)(**all_of_them)
 
 
 def is_repo_id(text: str) -> bool:
