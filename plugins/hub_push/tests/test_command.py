@@ -121,6 +121,41 @@ def test_a_folder_that_the_user_may_not_use_is_said(hub, outbox, queue, capsys, 
     assert hub.requests == []
 
 
+def test_a_token_that_cannot_be_read_is_said(hub, outbox, queue, capsys, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", "hf/token")
+
+    queue("one")
+    monkeypatch.setattr("trainer_core_hub_push.repository.secret_of", refuse)
+    assert push(outbox) == 1
+    assert capsys.readouterr().err == (
+        "python -m trainer_core push: the token: cannot be read, got [Errno 13] Permission denied: 'hf/token'. "
+        "Let this user read it, or set the variable HF_TOKEN.\n"
+    )
+
+
+def test_a_link_in_place_of_the_outbox_is_said(outbox, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    outbox.folder.parent.mkdir()
+    outbox.folder.symlink_to(tmp_path / "mine")
+    assert push(outbox) == 1
+    assert capsys.readouterr().err == (
+        f"python -m trainer_core push: {outbox.folder}: is a link, and no outbox of trainer_core is one. "
+        "Put the folder itself there, or remove the link.\n"
+    )
+
+
+def test_what_cannot_be_printed_is_no_fault_of_the_folder(outbox, monkeypatch):
+    def refuse(*args, file=sys.stdout):
+        if file is not sys.stderr:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    outbox.folder.parent.mkdir()
+    monkeypatch.setattr("builtins.print", refuse)
+    with pytest.raises(BrokenPipeError):
+        push(outbox)
+
+
 @pytest.mark.usefixtures("logged_in")
 def test_an_outbox_that_is_in_use_is_left_alone(hub, outbox, queue, capsys, monkeypatch):
     monkeypatch.setattr("trainer_core_hub_push.command.OWNER_SECONDS", 0.3)

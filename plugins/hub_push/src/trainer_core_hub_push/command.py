@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
+
+from trainer_core import PluginError
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 OWNER_SECONDS: Final = 10.0
 """How long it waits for an outbox that is in use: children of a run that was killed keep it so until they notice."""
 _LOOK_SECONDS: Final = 0.2
+_UNUSABLE: Final = "output_dir: cannot be used", "Let this user read and write it."
 
 
 def push(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -31,25 +35,17 @@ def push(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]
 
 
 def _push(given: argparse.Namespace) -> int:
-    try:
-        return _push_what_is_left(given)
-    except OSError as error:
-        return _refused(given, f"output_dir: cannot be used, got {error}. Let this user read and write it.")
-
-
-def _push_what_is_left(given: argparse.Namespace) -> int:
-    from trainer_core_hub_push.client import hub_api
     from trainer_core_hub_push.outbox import Outbox
-    from trainer_core_hub_push.repository import malformed, secret_of
+    from trainer_core_hub_push.repository import malformed
 
     folder: Path = given.output_dir
     outbox = Outbox(folder)
     if not folder.is_dir():
         return _refused(given, f"output_dir: is no folder, got {str(folder)!r}. Name that of a run.")
-    if not outbox.entries():
+    if not _entries(outbox):
         print(f"{folder}: nothing is left to push.")
         return 0
-    secret = secret_of(hub_api())
+    secret = _secret()
     if secret is None:
         return _refused(given, "there is no token. Set the variable HF_TOKEN, or log in with `hf auth login`.")
     if problem := malformed(secret):
@@ -68,7 +64,7 @@ def _upload(given: argparse.Namespace, outbox: Outbox) -> int:
     uploader = Uploader(outbox, lambda entry: hub_api(), patience, _say)
     uploader.begin()
     uploader.wait(None)
-    left = outbox.entries()
+    left = _entries(outbox)
     if left:
         return _refused(given, f"{len(left)} left in {outbox.folder}: {uploader.account.last_error}. Run it again.")
     return 0
@@ -78,14 +74,36 @@ def _say(entry: Entry, commit: CommitInfo) -> None:
     print(f"pushed {entry.push.message!r} to {commit.commit_url}", flush=True)
 
 
+def _secret() -> str | None:
+    from trainer_core_hub_push.client import hub_api
+    from trainer_core_hub_push.repository import secret_of
+
+    with _told("the token: cannot be read", "Let this user read it, or set the variable HF_TOKEN."):
+        return secret_of(hub_api())
+
+
+def _entries(outbox: Outbox) -> list[Entry]:
+    with _told(*_UNUSABLE):
+        return outbox.entries()
+
+
 def _is_free(outbox: Outbox) -> bool:
     """Waits until no other process pushes this outbox; tells whether that is so."""
     deadline = monotonic() + OWNER_SECONDS
     while True:
-        with outbox.lock() as is_ours:
+        with _told(*_UNUSABLE), outbox.lock() as is_ours:
             if is_ours or monotonic() >= deadline:
                 return is_ours
         sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Says of an error of the system what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise PluginError(f"{what}, got {error}. {remedy}") from error
 
 
 def _refused(given: argparse.Namespace, problem: str) -> int:
