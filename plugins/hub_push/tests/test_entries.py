@@ -1,6 +1,7 @@
 """What is read of an entry that somebody else may have written, or that a disk has damaged."""
 
 import json
+import os
 import re
 
 import pytest
@@ -61,6 +62,35 @@ def test_a_body_that_is_none_is_refused(entry, body, told):
 def test_the_id_is_that_of_the_folder(entry):
     change(entry, id="")
     assert read_entry(entry.folder).id == entry.id
+
+
+@pytest.mark.parametrize("name", ["entry.json", "tried"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "long"])
+def test_what_is_no_small_file_is_neither_followed_nor_waited_for(entry, tmp_path, name, kind):
+    file, elsewhere = entry.folder / name, tmp_path / "elsewhere"
+    (entry.folder / "entry.json").rename(elsewhere)
+    if kind == "link":
+        file.symlink_to(elsewhere)
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(b" " * 2_000_000)
+    if name == "tried":
+        assert entry.tried_on == "?"
+    else:
+        with pytest.raises(
+            (OSError, ValueError), match=r"symbolic links|no regular file|directory|longer than 1000000"
+        ):
+            read_entry(entry.folder)
+
+
+def test_a_folder_that_is_a_link_is_no_entry(entry, tmp_path):
+    entry.folder.rename(tmp_path / "elsewhere")
+    entry.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"^it is a link$"):
+        read_entry(entry.folder)
 
 
 @pytest.mark.parametrize("name", ["files/secret", "files/below/secret", "files"])

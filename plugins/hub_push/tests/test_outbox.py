@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from trainer_core import PluginError
 from trainer_core_hub_push.entries import Push, files_in
 from trainer_core_hub_push.outbox import Outbox, copy_files
 
@@ -208,6 +209,27 @@ def test_a_lock_that_is_a_link_is_not_followed(outbox, tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+USES = {
+    "entries": lambda outbox: outbox.entries(),
+    "tidy": lambda outbox: outbox.tidy(staging=True),
+    "staging": lambda outbox: outbox.staging().__enter__(),
+    "lock": lambda outbox: outbox.lock().__enter__(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_outbox_that_is_a_link_is_not_followed(outbox, tmp_path, use):
+    there = tmp_path / "mine" / ".staging-1"
+    there.mkdir(parents=True)
+    outbox.folder.parent.mkdir()
+    outbox.folder.symlink_to(tmp_path / "mine")
+    with pytest.raises(PluginError) as caught:
+        USES[use](outbox)
+    told = "is a link, and no outbox of trainer_core is one. Put the folder itself there, or remove the link."
+    assert str(caught.value) == f"{outbox.folder}: {told}"
+    assert os.listdir(tmp_path / "mine") == [there.name]
+
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -259,3 +281,28 @@ def test_files_are_copied_whole(tmp_path):
     (target / "one").write_text("older")
     copy_files(source, target, files_in(source))
     assert {name: (target / name).read_text() for name in files_in(target)} == {"one": "one", "sub/two": "two"}
+
+
+def test_files_are_copied_to_no_place_that_a_link_leads_to(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    target.mkdir()
+    (source / "one").write_text("one")
+    (tmp_path / "mine").write_text("precious")
+    (target / f".one.{os.getpid()}").symlink_to(tmp_path / "mine")
+    copy_files(source, target, ["one"])
+    assert (target / "one").read_text() == "one"
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert os.listdir(target) == ["one"]
+
+
+def test_a_folder_that_is_a_link_is_not_copied_into(tmp_path):
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    (tmp_path / "a" / "sub" / "one").write_text("one")
+    for name in ("b", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b" / "sub").symlink_to(tmp_path / "mine")
+    with pytest.raises(PluginError) as caught:
+        copy_files(tmp_path / "a", tmp_path / "b", ["sub/one"])
+    assert str(caught.value) == f"{tmp_path}/b/sub: is a link, and is not written through. Remove it."
+    assert os.listdir(tmp_path / "mine") == []

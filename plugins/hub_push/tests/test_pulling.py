@@ -262,6 +262,17 @@ def test_a_file_that_arrived_short_is_named(hub, fetch, monkeypatch):
     assert "manifest.json: did not arrive. Remove " in refusal(fetch, REPO)
 
 
+@pytest.mark.parametrize("name", [".pulled", ".pulled/user--thing", ".pulled/user--thing/0123/last-checkpoint"])
+def test_nothing_is_pulled_through_a_link(hub, fetch, tmp_path, name):
+    holding(hub, "last-checkpoint")
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "mine" / "precious").mkdir(parents=True)
+    link.symlink_to(tmp_path / "mine")
+    assert refusal(fetch, REPO) == f"{link}: is a link, and is not written through. Remove it."
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious"]
+
+
 # A run
 
 

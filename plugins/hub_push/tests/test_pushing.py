@@ -380,6 +380,19 @@ def test_an_outbox_that_cannot_be_made_fails_no_run_but_the_push_that_was_asked_
         trainer.push_to_hub()
 
 
+def test_an_outbox_that_is_a_link_fails_no_run_but_the_push_that_was_asked_for(hub, make, caplog, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / ".outbox").symlink_to(tmp_path / "mine")
+    trainer = make(hub_strategy="end")
+    assert trainer.train().global_step == 24
+    told = f"{tmp_path}/first/.outbox: is a link, and no outbox of trainer_core is one. Put the folder itself there"
+    assert f"the model of step 24: PluginError: {told}, or remove the link. The run goes on." in caplog.messages
+    with pytest.raises(PluginError, match=told):
+        trainer.push_to_hub()
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_an_outbox_that_cannot_be_read_fails_no_run_and_is_told(hub, make, caplog, monkeypatch):
     def fail(self):
         raise OSError(5, "Input/output error")

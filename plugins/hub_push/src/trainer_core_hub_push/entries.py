@@ -12,7 +12,9 @@ may lead to any file of the user's, is not followed.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,7 +32,9 @@ FILES: Final = "files"
 _BODY: Final = "entry.json"
 _TRIED: Final = "tried"
 _MOST_BYTES: Final = 1_000_000
-"""Of an entry.json; those of ours have less than a thousandth of it."""
+"""Of a file that is read; an entry.json of ours has less than a thousandth of it."""
+_DAMAGED: Final = "?"
+"""What a note of a try that is damaged says; the head of no repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,12 @@ class Entry:
     @property
     def tried_on(self) -> str | None:
         """Head of the repository before the last try to commit it; None when there was none."""
-        file = self.folder / _TRIED
-        return file.read_text(encoding="ascii", errors="replace") if file.is_file() else None
+        try:
+            return _read(self.folder / _TRIED).decode("ascii", errors="replace")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return _DAMAGED
 
     def note_try(self, head: str) -> None:
         """Remembers that a commit on `head` is about to be tried."""
@@ -136,16 +144,31 @@ def read_entry(folder: Path) -> Entry:
         OSError: it cannot be read.
         ValueError: it is damaged.
     """
-    with (folder / _BODY).open("rb") as file:
-        text = file.read(_MOST_BYTES + 1)
-    if len(text) > _MOST_BYTES:
-        raise ValueError(f"{_BODY} is longer than {_MOST_BYTES} bytes")
+    if folder.is_symlink():
+        raise ValueError("it is a link")
     try:
-        push = _PUSH.validate_json(text)
+        push = _PUSH.validate_json(_read(folder / _BODY))
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, one['loc'])) or _BODY}: {one['msg']}" for one in error.errors())
         raise ValueError("; ".join(problems)) from None
     return Entry(folder.name.partition("-")[2], folder, push)
+
+
+def _read(path: Path) -> bytes:
+    """Gives the content of a file; follows no link, and waits for no pipe.
+
+    Raises:
+        OSError: it is a link, or cannot be read.
+        ValueError: it is no file, or too long.
+    """
+    how = os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | how)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path.name} is longer than {_MOST_BYTES} bytes")
+    return content
 
 
 def files_in(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from trainer_core import PluginError
 from trainer_core_hub_push.entries import FILES, FOLDER, Entry, Push, files_in, new_id, read_entry, write_body
 
 logger = logging.getLogger("trainer_core.hub_push")
@@ -33,6 +34,8 @@ _STAGING: Final = ".staging-"
 _DONE: Final = ".done-"
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 _IMMUTABLE: Final = ".safetensors"
+_CHUNK: Final = 2**20
+"""Bytes that are copied at once."""
 
 
 class Outbox:
@@ -48,8 +51,13 @@ class Outbox:
         self._saying = threading.Lock()  # run and thread both look
 
     def entries(self) -> list[Entry]:
-        """Gives the complete entries, oldest first."""
-        if not self.folder.is_dir():
+        """Gives the complete entries, oldest first.
+
+        Raises:
+            OSError: the folder cannot be read.
+            PluginError: it is a link; so do all that use it.
+        """
+        if not self._is_there():
             return []
         names = sorted(path.name for path in self.folder.iterdir() if FOLDER.fullmatch(path.name))
         return [entry for name in names if (entry := self._read(self.folder / name)) is not None]
@@ -68,7 +76,7 @@ class Outbox:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """Gives a folder to put files into; it is gone afterwards, unless it was sealed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make()
         staging = self.folder / f"{_STAGING}{os.getpid()}-{uuid4().hex[:8]}"
         files = staging / FILES
         files.mkdir(parents=True)
@@ -101,7 +109,7 @@ class Outbox:
             staging: also what was being queued; for the run, which alone queues.
         """
         prefixes = (_DONE, _STAGING) if staging else (_DONE,)
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+        for path in self.folder.iterdir() if self._is_there() else ():
             if path.name.startswith(prefixes):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -113,7 +121,7 @@ class Outbox:
         """
         import fcntl
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make()
         how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         handle = os.open(self.folder / _LOCK, how, 0o644)
         try:
@@ -141,6 +149,16 @@ class Outbox:
         """Number of the process that holds the lock, as it wrote it; for words."""
         file = self.folder / _LOCK
         return file.read_text(encoding="ascii", errors="replace") if file.is_file() else ""
+
+    def _is_there(self) -> bool:
+        if self.folder.is_symlink():  # what it leads to would be written to, and deleted in
+            told = "is a link, and no outbox of trainer_core is one"
+            raise PluginError(f"{self.folder}: {told}. Put the folder itself there, or remove the link.")
+        return self.folder.is_dir()
+
+    def _make(self) -> None:
+        if not self._is_there():
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _next_number(self) -> int:
         numbers = [int(found[1]) for path in self.folder.iterdir() if (found := FOLDER.fullmatch(path.name))]
@@ -170,13 +188,23 @@ class Outbox:
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copies files from one folder into another, each in one rename."""
+    """Copies files from one folder into another, each in one rename.
+
+    Raises:
+        OSError: one cannot be copied.
+        PluginError: a folder of `target` is a link, which may lead elsewhere.
+    """
     for name in names:
         file = target / name
+        for folder in Path(name).parents[:-1]:
+            if (target / folder).is_symlink():
+                raise PluginError(f"{target / folder}: is a link, and is not written through. Remove it.")
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)  # left by a killed run, or a link
         try:
-            shutil.copyfile(source / name, fresh)
+            with (source / name).open("rb") as old, fresh.open("xb") as new:
+                shutil.copyfileobj(old, new, _CHUNK)
             fresh.replace(file)
         finally:
             fresh.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -120,6 +121,7 @@ def _pull(api: HfApi, source: Source, output_dir: Path) -> Path:
     wanted = {path: size for path, size in sizes.items() if path.startswith(below) and path != _OF_THE_HUB}
     home = (output_dir / PULLED / source.repo.replace("/", "--")).absolute()
     target = home / commit[:12]
+    _refuse_links(home)
     _patiently(lambda: _download(api, source.repo, commit, below, target))
     for path, size in wanted.items():
         _check(target / path, size)
@@ -199,6 +201,17 @@ def _check(file: Path, size: int) -> None:
     if there != size:
         what = "did not arrive" if there is None else f"arrived with {there} bytes instead of {size}"
         raise CheckpointError(f"{file}: {what}. Remove {file.parent} and try again.")
+
+
+def _refuse_links(home: Path) -> None:
+    """Makes sure that nothing is written elsewhere.
+
+    Raises:
+        CheckpointError: a folder that is pulled into, or something in it, is a link.
+    """
+    for path in chain((home.parent, home), home.rglob("*")):
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a link, and is not written through. Remove it.")
 
 
 def _forget_others(home: Path, target: Path) -> None:

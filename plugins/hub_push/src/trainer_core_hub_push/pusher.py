@@ -102,7 +102,7 @@ class Pusher:
         with ExitStack() as stack:
             try:
                 staged = stack.enter_context(self.outbox.staging())
-            except OSError:
+            except (OSError, PluginError):
                 send_folder(trainer, "")
                 raise
             send_folder(trainer, str(staged))
@@ -148,10 +148,11 @@ class Pusher:
     def metrics(self) -> dict[str, float]:
         """Gives how many pushes of this run arrived, were replaced, and did not arrive."""
         account, (done, replaced) = self.uploader.account, self._before
+        left = self._entries()  # first, as it may add to `not_queued`
         return {
             "pushes_done": account.done - done,
             "pushes_replaced": account.replaced - replaced,
-            "pushes_failed": len(self._entries()) + len(self.not_queued),  # in this order
+            "pushes_failed": len(left) + len(self.not_queued),
         }
 
     def notes(self) -> Iterator[tuple[str, str]]:
@@ -171,7 +172,7 @@ class Pusher:
         """Gives what is queued; where that cannot be read, it is said once a run and counted as a push."""
         try:
             return self.outbox.entries()
-        except OSError as error:
+        except (OSError, PluginError) as error:
             told = f"the outbox: cannot be read, {in_words(error)}"
             if told not in self.not_queued:
                 self.not_queued.append(told)
