@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements-dev.txt constraints-dev.txt examples/requirements.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo tweets test lint types unit crash bench bench-peers clean
+.PHONY: demo tweets test lint types unit coverage crash bench bench-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digits.py
@@ -21,8 +21,15 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# A file's tests run on one worker: what they share is costly to set up.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --cov --cov-report=term
+	$(PYTEST)
+
+# The same, with what of the code no test reaches; it takes a quarter longer.
+coverage: $(VENV)/.installed
+	$(PYTEST) --cov --cov-report=term
 
 # The long form of tests/crash: about CRASH_ROUNDS rounds more of each kind.
 CRASH_ROUNDS ?= 1000

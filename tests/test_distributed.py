@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from tests import distributed_cases
 from tests.toys import Classifier
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("distributed_cases.py")
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 

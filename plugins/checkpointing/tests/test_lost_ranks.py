@@ -15,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("lost_ranks_script.py")
 OWN = "ValueError: a mistake of the user's"
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lost ranks")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from trainer_core_checkpointing.manifest import verify
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("checkpointing ranks")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,6 @@ GOES_ON = [
 ]
 
 
-pytestmark = pytest.mark.xdist_group("world size")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Gives the folder in which all cases of the script have run."""
