@@ -232,3 +232,11 @@ def test_metrics_that_are_none_are_refused_and_nothing_is_written(trainer, tmp_p
     with pytest.raises(DataError, match="save_metrics: metrics must be a mapping, got NoneType"):
         trainer.save_metrics("eval", None)
     assert not list(tmp_path.rglob("*_results.json"))
+
+
+def test_results_that_are_no_file_are_not_waited_for(make_trainer, tmp_path):
+    trainer = make_trainer()
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "all_results.json")
+    trainer.save_metrics("eval", {"eval_loss": 1.0})
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text()) == {"eval_loss": 1.0}

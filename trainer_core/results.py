@@ -101,7 +101,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -95,7 +95,7 @@ def write_card(trainer: Trainer, folder: Path, options: Mapping[str, Any] | None
     """
     path, said = folder / NAME, options or {}
     card_options(said)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
     marker = _MARKER.search(old)
     if old.strip() and marker is None:
         logger.info("%s: was not written by trainer_core and is left as it is. Remove it to have one written.", path)
