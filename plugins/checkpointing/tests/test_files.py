@@ -75,3 +75,24 @@ def test_a_tree_is_removed_and_what_its_links_point_to_is_not(tmp_path):
     files.remove_tree(doomed)
     assert not doomed.exists()
     assert (tmp_path / "mine" / "a").read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no such advice here")
+def test_the_disk_begins_with_each_window_before_the_flush(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(files, "_WINDOW", 2**20)
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, *window: asked.append(window[:2]))
+    pieces = [bytes(2**19 + 2**17)] * 5
+    files.write_file(tmp_path / "a", pieces, 5 * len(pieces[0]), in_parallel=False)
+    assert asked == [(0, 2**20), (2**20, 2**20), (2 * 2**20, 2**20)]
+
+
+def test_advice_that_is_not_taken_costs_no_file(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(files, "_WINDOW", 2**20)
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    content = os.urandom(3 * 2**20)
+    files.write_file(tmp_path / "a", [content], len(content), in_parallel=False)
+    assert (tmp_path / "a").read_bytes() == content
