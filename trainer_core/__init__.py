@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from trainer_core.phases import Phase as Phase
     from trainer_core.phases import Signal as Signal
     from trainer_core.plan import Plan as Plan
+    from trainer_core.plan import in_bytes as in_bytes
     from trainer_core.rehearsal import metric_names as metric_names
     from trainer_core.settings.argument_parser import ArgumentParser as ArgumentParser
     from trainer_core.settings.argument_parser import HfArgumentParser as HfArgumentParser
@@ -110,6 +111,7 @@ _HOMES: Final = {
     "default_data_collator": "data.collation",
     "greater_is_better": "settings.names",
     "hookimpl": "hookspecs",
+    "in_bytes": "plan",
     "interval": "cadence",
     "is_better": "best",
     "journal_records": "journal",

@@ -204,7 +204,7 @@ def test_the_space_is_checked_before_a_save_begins(small, tmp_path, monkeypatch)
     needed += (tmp_path / "checkpoint-9" / "model.safetensors").stat().st_size
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'checkpoint-18'}: needs ")
-    assert f"kB, and 0 bytes are free in {tmp_path}. The newest good checkpoint is {tmp_path}/checkpoint-9." in said
+    assert f"kB, and 0 B are free in {tmp_path}. The newest good checkpoint is {tmp_path}/checkpoint-9." in said
     stated = float(said.split("needs ")[1].split(" kB")[0]) * 1000 - 64 * 1024
     assert abs(stated - needed) < 1000  # rows are more by then, and the number is rounded
     assert names(tmp_path) == ["checkpoint-9"]

@@ -61,7 +61,8 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _row(entry: Entry, *, verified: bool) -> tuple[str, ...]:
-    from trainer_core_checkpointing import folder, table
+    from trainer_core import in_bytes
+    from trainer_core_checkpointing import folder
 
     step, manifest = str(folder.step_of(entry.path)), entry.manifest
     if manifest is None:
@@ -70,7 +71,7 @@ def _row(entry: Entry, *, verified: bool) -> tuple[str, ...]:
     told = f"{metric} (best)".strip() if entry.is_best else metric
     holds = "" if manifest.is_resumable else ", model alone"
     state = entry.problem or ("valid" if verified else "whole") + holds
-    return step, manifest.run, manifest.saved_at, table.in_bytes(entry.num_bytes), told, state
+    return step, manifest.run, manifest.saved_at, in_bytes(entry.num_bytes), told, state
 
 
 def _compare(given: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trainer_core import in_bytes
 from trainer_core_checkpointing import files
 from trainer_core_checkpointing.failures import WriteError
 
@@ -59,7 +60,7 @@ def check_free(output_dir: Path, needed: int) -> None:
     free = files.calls.free_bytes(output_dir)
     if free < needed + OVERHEAD_BYTES:
         raise WriteError(
-            f"needs {in_units(needed + OVERHEAD_BYTES)}, and {in_units(free)} are free in {output_dir}", is_full=True
+            f"needs {in_bytes(needed + OVERHEAD_BYTES)}, and {in_bytes(free)} are free in {output_dir}", is_full=True
         )
 
 
@@ -67,15 +68,6 @@ def available_memory() -> int | None:
     """Gives the bytes of host memory that this process may still take without swapping; None where nobody tells."""
     found = [_of_machine(), _of_group()]
     return min((number for number in found if number is not None), default=None)
-
-
-def in_units(num_bytes: float) -> str:
-    """Gives a number of bytes in words."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def _trained_bytes(model: nn.Module) -> int:
